@@ -4,8 +4,8 @@
 -- $1 is the slot's name. No row: there is no such slot.
 -- The log ends, on a standby, where the last of it was received; pg_current_wal_lsn() is an error
 -- there. Where the server has replayed to is null on a primary. The address of whoever streams is
--- null for a socket, and where it is another role's session. Before 17 no reason is told for a slot
--- that recovery took away, only that it was (16).
+-- null for a socket, and where it is another role's session, as is when it began.
+-- Before 17 no reason is told for a slot that recovery took away, only that it was (16).
 select confirmed_flush_lsn::text,
        wal_status,
        active_pid,
@@ -17,7 +17,8 @@ select confirmed_flush_lsn::text,
                 case when (to_jsonb(s) ->> 'conflicting')::boolean then 'conflict' end),
        (to_jsonb(s) ->> 'failover')::boolean,
        here.replayed::text,
-       host(holder.client_addr)
+       host(holder.client_addr),
+       extract(epoch from holder.backend_start)::text
   from pg_replication_slots s
   left join pg_stat_activity holder on holder.pid = s.active_pid
  cross join (select case when pg_is_in_recovery()

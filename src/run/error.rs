@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::Postgres;
 use crate::preflight::{Code, Finding};
+use crate::source::holder::Walsender;
 use crate::telemetry::{Cure, Phase};
 use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
@@ -50,6 +51,8 @@ pub enum Error {
         name: String,
         /// The address that it is connected from, if that is told.
         address: Option<String>,
+        /// When it began, if that is told.
+        since: Option<String>,
     },
     /// Nothing tells yet whose the slot is, and nothing was read from it.
     #[error("slot `{0}` may be another program's, and redis does not answer whether it is not")]
@@ -181,10 +184,11 @@ impl Error {
         }
     }
 
-    /// Whether it is this process of the server that has the slot.
+    /// Whether it is this process of the server that has the slot, as far as may be seen.
     #[must_use]
-    pub fn is_held_by(&self, walsender: i32) -> bool {
-        matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string())
+    pub fn is_held_by(&self, walsender: &Walsender) -> bool {
+        let Error::SlotInUse { pid, since, .. } = self else { return false };
+        *pid == walsender.pid.to_string() && *since == walsender.since
     }
 
     /// Whether another process streams from the slot.

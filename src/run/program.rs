@@ -100,7 +100,7 @@ impl Program {
                         return Ok(());
                     }
                     _ = changes.handed_over(), if may_change(&self.handover) => continue,
-                    () = self.health.alive_while(between.until_free(course.outlived)) => {}
+                    () = self.health.alive_while(between.until_free(course.outlived.as_ref())) => {}
                 }
             }
             let wait = if course.standing_by { Duration::ZERO } else { course.attempts.wait() };
@@ -204,7 +204,8 @@ impl Program {
         session.doubt = course.doubt.clone();
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
-        course.walsender = session.walsender;
+        self.health.over(&Topic::Holder);
+        course.walsender = session.walsender.clone();
         self.handover.begins(&session);
         self.metrics.postgres_up.set(1);
         let mut wait = Duration::ZERO;
@@ -280,7 +281,9 @@ impl Program {
             }
             self.health.stands_by(error.to_string());
             self.health.over(&Topic::Session);
-            self.health.unconfirmed(None);
+            if !self.health.nobody_removes() {
+                self.health.unconfirmed(None);
+            }
         }
     }
 
@@ -291,7 +294,7 @@ impl Program {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
                 let is_news = course.finds_in_use(&error);
-                course.outlived = course.walsender.filter(|own| error.is_held_by(*own));
+                course.outlived = course.walsender.clone().filter(|own| error.is_held_by(own));
                 self.waits_for_slot(&error, is_news, course.outlived.is_some());
             }
             Verdict::Retry => {

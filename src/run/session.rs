@@ -17,6 +17,7 @@ use crate::preflight::{self, Checked, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
+use crate::source::holder::{STREAM_NAME, Walsender};
 use crate::source::own::{self, Custody, Over, Whose};
 use crate::source::shape::{Shape, Watched};
 use crate::source::slot_health::{self, SlotState};
@@ -37,9 +38,6 @@ pub const WATCH_NAME: &str = "walsweep watch";
 /// How often a dead connection of the gate is looked for while there is nothing to ask it.
 const GATE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// `application_name` of the replication connection.
-pub(crate) const REPLICATION_NAME: &str = "walsweep stream";
-
 /// The longest that the server may take for one step of the beginning. Only the creation of a slot
 /// has no limit: it waits for every transaction that runs.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -53,7 +51,7 @@ pub struct Session {
     /// The gate's connection.
     pub gate: Rc<Sql>,
     /// The process that serves the stream, on the server that the slot is on.
-    pub walsender: Option<i32>,
+    pub walsender: Option<Walsender>,
     /// The other SQL connections: to the primary, and the one that looks after the slot.
     pub server: SlotServer,
     /// Who says that what a standby sends is the primary's history.
@@ -232,7 +230,7 @@ impl Prepared {
         Ok(Session {
             config,
             rules: bound,
-            walsender: state.active_pid,
+            walsender: state.walsender(),
             gate,
             server,
             witness,
@@ -274,7 +272,7 @@ async fn checked(
         // It may be free by the time that it would be read, and nobody knows whose it is.
         Whose::InUse(pid, name) => {
             let (pid, name) = (pid.to_string(), name.clone());
-            return Err(Error::SlotInUse { pid, name, address: None });
+            return Err(Error::SlotInUse { pid, name, address: None, since: None });
         }
         Whose::Ours | Whose::Open | Whose::Taken => {}
     }
@@ -353,7 +351,7 @@ async fn replicate(
     server: &SlotServer,
 ) -> Result<Replication, Error> {
     let endpoint = &config.postgres.replication_endpoint;
-    let mut replication = Replication::connect_to(endpoint, REPLICATION_NAME, history).await?;
+    let mut replication = Replication::connect_to(endpoint, STREAM_NAME, history).await?;
     let identity = step(replication.identify_system()).await?;
     // A standby has the primary's identity, and none of its slots.
     server.accept(&step(replication.run()).await?)?;
@@ -543,7 +541,8 @@ async fn in_use(config: &Config, client: &Client) -> Result<Error, Error> {
     let state = slot_state(config, client).await?;
     let pid = state.active_pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
     let name = state.active_name.unwrap_or_else(|| "unknown".to_owned());
-    Ok(Error::SlotInUse { pid, name, address: state.active_address })
+    let (address, since) = (state.active_address, state.active_since);
+    Ok(Error::SlotInUse { pid, name, address, since })
 }
 
 #[cfg(test)]

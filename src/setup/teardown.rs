@@ -17,7 +17,7 @@ use crate::keys::Pattern;
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, identify};
 use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
-use crate::run::session::REPLICATION_NAME;
+use crate::source::holder::STREAM_NAME;
 use crate::source::own::{Shown, weigh};
 use crate::source::said::{Said, ask_redis};
 use crate::sweep::key_name;
@@ -379,7 +379,7 @@ async fn unrecorded(
     let question = include_str!("../../sql/setup/streams_unrecorded.sql");
     let mut found = BTreeSet::new();
     for server in servers {
-        for row in server.query(question, &[&names, &REPLICATION_NAME, &option]).await? {
+        for row in server.query(question, &[&names, &STREAM_NAME, &option]).await? {
             found.insert((row.try_get(0)?, row.try_get(1)?));
         }
     }
@@ -400,7 +400,7 @@ fn left_to(publication: &str, Remains { others, unrecorded, .. }: &Remains) -> S
     }
     for (pid, slot) in unrecorded {
         parts.push(format!(
-            "Postgres process {pid} (`{REPLICATION_NAME}`) reads slot `{slot}` with it, which its \
+            "Postgres process {pid} (`{STREAM_NAME}`) reads slot `{slot}` with it, which its \
              comment does not record: `walsweep setup` with that name as `postgres.slot` does"
         ));
     }
@@ -495,7 +495,7 @@ async fn held(
         Mark::Ours(memory) => memory.record(slot),
         Mark::Missing | Mark::Foreign(_) => Record::Nothing,
     };
-    let is_walsweep = pid.is_some() && reader.as_deref() == Some(REPLICATION_NAME);
+    let is_walsweep = pid.is_some() && reader.as_deref() == Some(STREAM_NAME);
     if record == Record::Nothing && !is_walsweep {
         let why =
             format!("no comment on a publication `{name}` says that `walsweep setup` made it");

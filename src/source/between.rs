@@ -17,6 +17,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::Config;
 use crate::postgres::connect_sql;
+use crate::source::holder::{self, Signs, Walsender};
 use crate::source::own::{Custody, Over, drop_slot, evidence};
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::SlotServer;
@@ -78,6 +79,8 @@ pub struct Between {
     keeper: Keeper,
     server: Option<SlotServer>,
     nobody: Nobody,
+    /// Whether another walsweep that has it is alive.
+    signs: Signs,
     /// When the slot is looked at next. Most sessions are there before the first time.
     next: Instant,
     custody: Rc<Custody>,
@@ -96,7 +99,8 @@ impl Between {
         let (config, health) = (config.clone(), Arc::clone(health));
         let now = Instant::now();
         let (nobody, next) = (Nobody(now), now + SAMPLE_INTERVAL);
-        Between { config, health, keeper, server: None, nobody, next, custody }
+        let signs = Signs::default();
+        Between { config, health, keeper, server: None, nobody, signs, next, custody }
     }
 
     /// Looks again and again; may be dropped at any time and called again.
@@ -121,7 +125,7 @@ impl Between {
     /// `outlived` is the server's process of our own last session, if that is who has the slot. A
     /// server that has not noticed the end of a session is told of it: it might not for
     /// `wal_sender_timeout`, or never, and all that time keys would stay.
-    pub async fn until_free(&mut self, outlived: Option<i32>) {
+    pub async fn until_free(&mut self, outlived: Option<&Walsender>) {
         // From now on the one that has the slot sees who waits for it: it may stop at any moment.
         drop(self.is_in_use().await);
         let mut end_at = Instant::now() + OUTLIVED_MAX;
@@ -131,22 +135,29 @@ impl Between {
                 if self.next <= Instant::now() {
                     self.next = Instant::now() + SAMPLE_INTERVAL;
                     self.look().await?;
+                    if outlived.is_none() {
+                        self.look_at_holder().await?;
+                    }
                 }
                 let is_in_use = self.is_in_use().await?;
                 match outlived.filter(|_| is_in_use && end_at <= Instant::now()) {
-                    Some(pid) => {
+                    Some(own) => {
                         end_at = Instant::now() + END_AGAIN;
-                        self.end_outlived(pid).await
+                        self.end_outlived(own).await
                     }
                     None => Ok(is_in_use),
                 }
             };
             match is_in_use.await {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => {
+                    self.health.over(&Topic::Holder);
+                    return;
+                }
                 Err(error) => {
                     // The session that is begun then says it if it lasts.
                     tracing::debug!(%error, "ask whether the slot is in use");
+                    self.health.forget(|topic| *topic == Topic::Holder);
                     self.server = None;
                     self.keeper.cannot_look();
                     return;
@@ -166,29 +177,61 @@ impl Between {
 
     /// Ends our own last session on the server, and says so. Returns whether it has the slot: if
     /// another one has it by now, the next attempt at a session finds out whose that is.
-    async fn end_outlived(&mut self, pid: i32) -> Result<bool, Error> {
+    async fn end_outlived(&mut self, own: &Walsender) -> Result<bool, Error> {
+        let Walsender { pid, since } = own;
         let server = self.reach().await?;
         let query = include_str!("../../sql/end_own_walsender.sql");
-        let params: [&(dyn ToSql + Sync); 2] = [&self.config.postgres.slot, &pid];
+        let params: [&(dyn ToSql + Sync); 3] = [&self.config.postgres.slot, pid, since];
         let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);
         let Some(row) = row? else { return Ok(false) };
-        let text = format!(
-            "Postgres process {pid} served walsweep's last session and still has the slot: the \
-             server has not noticed that the session ended"
-        );
+        let text = match since {
+            Some(_) => format!(
+                "Postgres process {pid} served walsweep's last session and still has the slot: the \
+                 server has not noticed that the session ended"
+            ),
+            None => format!(
+                "Postgres process {pid} has the slot, and the number of the one that served \
+                 walsweep's last session: the server may not have noticed that the session ended"
+            ),
+        };
         let hint = match row.try_get::<_, Option<bool>>(0)? {
             Some(_) => format!(
                 "walsweep has asked the server to end that process; if it stays, it is stopped or \
                  hangs: look at process {pid} on the server's machine"
             ),
-            None => format!(
+            None if since.is_some() => format!(
                 "it belongs to the login of `postgres.replication_url`; as that one, or as a \
                  superuser: select pg_terminate_backend({pid})"
+            ),
+            None => format!(
+                "it belongs to another login than `postgres.url`, which does not see whether it is \
+                 still that process: look at it in pg_stat_activity; if it is, as its login or as \
+                 a superuser: select pg_terminate_backend({pid})"
             ),
         };
         self.health.trouble(Topic::Session, &text, Some(&hint));
         Ok(true)
+    }
+
+    /// Says so if whoever has the slot gives no sign of life: nobody removes anything then.
+    async fn look_at_holder(&mut self) -> Result<(), Error> {
+        let server = self.reach().await?;
+        let slot = &self.config.postgres.slot;
+        let sign = within(SAMPLE_TIMEOUT, holder::sign(&server.sql, slot)).await;
+        self.server = Some(server);
+        match self.signs.look(sign?, Instant::now()) {
+            Some(silent) => {
+                self.health.sees_nothing();
+                self.health.trouble_with(Topic::Holder, &silent.text(), silent.cure());
+            }
+            None if self.health.nobody_removes() => {
+                self.health.over(&Topic::Holder);
+                self.health.unconfirmed(None);
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// The server that the slot is on, over the connection that is there.

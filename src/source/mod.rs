@@ -6,11 +6,12 @@
 //!   [`lineage`] knows the timelines;
 //! - [`shape`]: how the rules' tables read; [`watch`], which judges again what was judged before
 //!   the start; and [`catalog_changes`], whether anybody wrote to the catalog since;
-//! - [`between`]: what goes on while no session stands.
+//! - [`between`]: what goes on while no session stands; [`holder`]: who has the slot then.
 
 pub mod between;
 pub mod catalog_changes;
 mod error;
+pub mod holder;
 pub mod lineage;
 pub mod own;
 pub mod said;

@@ -344,6 +344,12 @@ impl Health {
         self.lock().troubles.keys().any(Topic::holds_confirmation)
     }
 
+    /// Whether another process has the slot, and no walsweep is behind it.
+    #[must_use]
+    pub fn nobody_removes(&self) -> bool {
+        self.lock().troubles.contains_key(&Topic::Holder)
+    }
+
     /// The names of the rules that are suspended.
     #[must_use]
     pub fn suspended(&self) -> Vec<String> {
@@ -367,7 +373,7 @@ impl Health {
         let age = self.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
         let metrics = self.present();
         metrics.oldest_unconfirmed.set(seconds(age));
-        metrics.healthy.set(i64::from(self.liveness().0));
+        metrics.healthy.set(i64::from(self.liveness().0 && !self.nobody_removes()));
         metrics
     }
 

@@ -190,7 +190,7 @@ impl Metrics {
             healthy: table.gauge(
                 "walsweep_healthy",
                 "1 while `/healthz` is 200: the process can make progress, or waits for a server \
-                 that is away",
+                 that is away. 0 as well while it waits for another walsweep that is gone",
             ),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),

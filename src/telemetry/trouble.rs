@@ -27,6 +27,8 @@ const TEXTS_MAX: usize = 5;
 pub enum Topic {
     /// The session with Postgres cannot be had, does not answer, or ends again and again.
     Session,
+    /// Another process has the slot, and no walsweep is behind it.
+    Holder,
     /// The session stands, and the checks find what would refuse the next one.
     Checks,
     /// A rule that does not fit its table is suspended: its name.
@@ -76,6 +78,7 @@ impl Topic {
     pub(super) fn stops_ready(&self, lasted: Duration) -> bool {
         match self {
             Topic::Session
+            | Topic::Holder
             | Topic::Checks
             | Topic::Rule(_)
             | Topic::Refused(..)
@@ -111,6 +114,7 @@ impl Topic {
             | Topic::Publish(target)
             | Topic::Watermark(target) => Some(*target),
             Topic::Session
+            | Topic::Holder
             | Topic::Checks
             | Topic::Rule(_)
             | Topic::Wide(_)

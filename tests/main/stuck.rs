@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use walsweep_stage::throwaway::{Signal, StopMode, signal};
 
-use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Sql, always, eventually, text};
+use crate::support::{
+    Bed, Fault, PATIENCE, Proxy, Settings, Sidecar, Sql, always, eventually, text,
+};
 
 /// Sessions that it began.
 fn sessions(sidecar: &Sidecar) -> usize {
@@ -184,6 +186,173 @@ async fn a_walsender_that_hangs_is_told_of_and_ended_and_is_no_other_walsweep() 
     signal(&walsender, Signal::Cont).unwrap();
     sidecar.wait_ready().await;
     bed.gone("item:7").await;
+}
+
+/// The settings of walsweeps that take ten seconds without a sign of life for the end of another.
+fn soon_silent(bed: &Bed) -> Settings {
+    let env = vec![("WALSWEEP_TEST_SILENT_MS".to_owned(), "10000".to_owned())];
+    Settings { env, ..bed.settings() }
+}
+
+/// With a login that sees what every session does, also where all others have the least rights.
+async fn who_sees_all(bed: &Bed) -> Settings {
+    bed.sql.run("create role seer superuser login").await;
+    let settings = soon_silent(bed);
+    let postgres_url = settings.postgres_url.replace("//postgres@", "//seer@");
+    Settings { postgres_url, ..settings }
+}
+
+/// The walsender hangs, and its walsweep is started again: the new process knows nothing of either,
+/// and takes what has the slot for another walsweep, until it sees that nobody is behind it.
+async fn restarted_while_the_walsender_hangs(bed: &Bed, mut sidecar: Sidecar, what: &str) {
+    sidecar.setup();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.fill(&["item:7"]).await;
+    let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
+    let walsender = [u32::try_from(pid).unwrap()];
+    signal(&walsender, Signal::Stop).unwrap();
+    sidecar.kill9();
+    bed.sql.run("update item set version = 1 where id = 7").await;
+    sidecar.start();
+    let says = async |part: &str| readiness(&sidecar).await.contains(part);
+    eventually(PATIENCE, "it stands by", || says("standby: Postgres process")).await;
+    let told = format!("Postgres process {pid} has the slot, and {what} for 1");
+    eventually(PATIENCE, "that nobody is there is told", || says(&told)).await;
+    assert!(says(&format!("sql: select pg_terminate_backend({pid})")).await);
+    let status = sidecar.command(&["status"]);
+    let said = text(&status);
+    assert!(!status.status.success() && said.contains("WRONG"), "{said}");
+    assert!(said.contains(&told), "{said}");
+    assert!(sidecar.metric("walsweep_healthy").await < 0.5);
+    assert!(sidecar.metric("walsweep_oldest_unconfirmed_seconds").await > 0.0);
+    assert_eq!(sidecar.get("/healthz").await.unwrap().0, 200, "a restart would not help");
+    assert!(!is_to_end(pid), "that is for a person to say");
+    let log = sidecar.log();
+    let loud = log.iter().filter(|line| line.contains("WARN") && line.contains(" has the slot, "));
+    let loud: Vec<_> = loud.filter(|line| !line.contains("still, after")).collect();
+    assert_eq!(loud.len(), 1, "{loud:#?}");
+    bed.sql.run(&format!("select pg_terminate_backend({pid})")).await;
+    signal(&walsender, Signal::Cont).unwrap();
+    sidecar.wait_ready().await;
+    sidecar.wait_log("resolved after").await;
+    bed.gone("item:7").await;
+    assert_eq!(readiness(&sidecar).await, "ready\n");
+    assert!(sidecar.metric("walsweep_healthy").await > 0.5);
+}
+
+#[tokio::test]
+async fn a_stand_in_says_that_nobody_answers_who_has_the_slot() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let sidecar = Sidecar::new(who_sees_all(&bed).await);
+    restarted_while_the_walsender_hangs(&bed, sidecar, "nobody has answered it").await;
+}
+
+/// A role that `setup` made sees no answers; it sees whether a walsweep with its login works.
+#[tokio::test]
+async fn a_stand_in_with_the_least_rights_says_that_no_walsweep_has_the_slot() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let sidecar = Sidecar::with_least(soon_silent(&bed));
+    let what = "no walsweep has been at work with it";
+    restarted_while_the_walsender_hangs(&bed, sidecar, what).await;
+}
+
+/// Nothing is written, and both walsweeps have nothing to do.
+async fn waits_for_a_live_one(bed: &Bed, [mut first, mut second]: [Sidecar; 2]) {
+    first.setup();
+    first.start();
+    first.wait_ready().await;
+    bed.settled().await;
+    second.start();
+    second.wait_log("standing by").await;
+    always(Duration::from_secs(25), "it stands by, and all is well", || async {
+        let said = readiness(&second).await;
+        said.starts_with("standby: ") && said.lines().count() == 1
+    })
+    .await;
+    let status = second.command(&["status"]);
+    assert!(status.status.success() && text(&status).contains("BUSY"), "{}", text(&status));
+    assert!(second.metric("walsweep_healthy").await > 0.5);
+    assert!(second.metric("walsweep_oldest_unconfirmed_seconds").await < 0.5);
+}
+
+#[tokio::test]
+async fn a_stand_in_beside_a_live_walsweep_stands_by() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let settings = who_sees_all(&bed).await;
+    let both = [settings.clone(), settings].map(Sidecar::new);
+    waits_for_a_live_one(&bed, both).await;
+}
+
+#[tokio::test]
+async fn a_stand_in_with_the_least_rights_beside_a_live_walsweep_stands_by() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let both = [(); 2].map(|()| Sidecar::with_least(soon_silent(&bed)));
+    waits_for_a_live_one(&bed, both).await;
+}
+
+/// The server answers nobody while it makes a slot, which waits for every transaction that runs.
+#[tokio::test]
+async fn a_stand_in_beside_a_walsweep_that_makes_the_slot_stands_by() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let settings = who_sees_all(&bed).await;
+    let mut recorded = Sidecar::set_up(settings.clone()).await;
+    assert_eq!(recorded.sigterm().await, 0);
+    let holder = Sql::connect(&bed.postgres).await;
+    holder.run("begin; update item set version = 1 where id = 99").await;
+    let publication = Some("walsweep".to_owned());
+    let settings = Settings { name: "second".to_owned(), publication, ..settings };
+    let [mut one, mut two] = [settings.clone(), settings].map(Sidecar::new);
+    one.start();
+    let is_made = "select count(*) = 1 from pg_replication_slots where slot_name = 'second' \
+                   and active_pid is not null";
+    eventually(PATIENCE, "it is being made", || bed.sql.one::<bool>(is_made)).await;
+    two.start();
+    two.wait_log("standing by").await;
+    always(Duration::from_secs(20), "it stands by, and all is well", || async {
+        let said = readiness(&two).await;
+        said.starts_with("standby: ") && !said.contains(" has the slot, ")
+    })
+    .await;
+    holder.run("commit").await;
+    one.wait_ready().await;
+}
+
+/// Process ids are used again: what `run` ends has to have begun when its walsender did.
+#[tokio::test]
+async fn a_process_that_began_at_another_time_is_not_walsweeps_and_stays() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let holder = "select {} from pg_replication_slots join pg_stat_activity on pid = active_pid";
+    let pid: i32 = bed.sql.one(&holder.replace("{}", "pid")).await;
+    let role: String = bed.sql.one(&holder.replace("{}", "quote_ident(usename)")).await;
+    let began = holder.replace("{}", "extract(epoch from backend_start)::text");
+    let began: String = bed.sql.one(&began).await;
+    let later = holder.replace("{}", "(extract(epoch from backend_start) + 0.000001)::text");
+    let later: String = bed.sql.one(&later).await;
+    let other = Sql::connect(&bed.postgres).await;
+    // How a time is printed is of no account.
+    other.run(&format!("set role {role}; set timezone = 'Asia/Tokyo'; set datestyle = sql")).await;
+    let end = async |slot: &str, pid: i32, since: Option<&str>| {
+        let query = include_str!("../../sql/end_own_walsender.sql");
+        let row = other.client().query_opt(query, &[&slot, &pid, &since]).await.unwrap();
+        row.map(|row| row.get::<_, Option<bool>>(0))
+    };
+    for (slot, process, since) in [
+        ("walsweep", pid, Some(later.as_str())),
+        ("walsweep", pid, None),
+        ("walsweep", pid + 1, Some(began.as_str())),
+        ("another", pid, Some(began.as_str())),
+    ] {
+        assert_eq!(end(slot, process, since).await, None, "{slot} {process} {since:?}");
+    }
+    let stays =
+        async || bed.sql.one::<Option<i32>>(&holder.replace("{}", "pid")).await == Some(pid);
+    always(Duration::from_secs(1), "it stays", &stays).await;
+    assert_eq!(end("walsweep", pid, Some(&began)).await, Some(Some(true)));
+    sidecar.wait_log("terminating connection due to administrator command").await;
 }
 
 /// Between sessions the slot goes on to cost the server WAL.

@@ -19,6 +19,7 @@ use crate::config::{Config, Postgres};
 use crate::lsn::Lsn;
 use crate::postgres;
 use crate::preflight::lost_because;
+use crate::source::holder::Walsender;
 use crate::source::own::{Custody, evidence};
 use crate::source::slot_server::SlotServer;
 use crate::source::{Error, within};
@@ -60,6 +61,8 @@ pub struct SlotState {
     pub active_name: Option<String>,
     /// The address that it is connected from, if it may be seen and is not a socket.
     pub active_address: Option<String>,
+    /// When that process began, if it may be seen: seconds since 1970.
+    pub active_since: Option<String>,
     /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which knows none.
     pub failover: Option<bool>,
     invalidation: Option<String>,
@@ -78,6 +81,13 @@ impl SlotState {
         let lag = wal_end.0.saturating_sub(self.confirmed_flush_lsn.0);
         let confirmed_lag = Some(i64::try_from(lag).unwrap_or(i64::MAX));
         SlotState { confirmed_lag, safe_wal_size: None, ..self }
+    }
+
+    /// The process that streams from it.
+    #[must_use]
+    pub fn walsender(&self) -> Option<Walsender> {
+        let since = self.active_since.clone();
+        self.active_pid.map(|pid| Walsender { pid, since })
     }
 
     /// Where the server's log ended when the slot was looked at: nobody was sent more by then.
@@ -273,6 +283,7 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
         failover: row.try_get(8)?,
         replayed: row.try_get::<_, Option<&str>>(9)?.and_then(|lsn| lsn.parse().ok()),
         active_address: row.try_get(10)?,
+        active_since: row.try_get(11)?,
     }))
 }
 

@@ -20,6 +20,7 @@ fn slot(unconfirmed: u64, kept: u64) -> SlotState {
         active_pid: None,
         active_name: None,
         active_address: None,
+        active_since: None,
         failover: None,
         invalidation: None,
         safe_wal_size: None,

@@ -16,6 +16,9 @@ const UNCONFIRMED_SECONDS: f64 = 60.0;
 /// Words about what somebody dropped: ours of a publication and of a slot, and the server's.
 const GONE: [&str; 3] = ["there is no publication", "the slot is gone", "publication \""];
 
+/// The section about a process of the server that has the slot, and nobody behind it.
+const HANGS: &str = "the-stream-hangs";
+
 /// How well it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -83,10 +86,7 @@ impl Verdict {
                 let text = "walsweep is stopping: it waits for what is on its way".to_owned();
                 Verdict::new(Level::Busy, text, "not-ready")
             }
-            Phase::Standby => {
-                let text = format!("{}: this walsweep removes nothing until then", evidence.doing);
-                Verdict::new(Level::Busy, text, "two-instances")
-            }
+            Phase::Standby => standing_by(evidence),
             Phase::Connecting => without_session(evidence),
             Phase::RedisLost => {
                 let text = format!("{}: its keys wait, and may be stale", evidence.doing);
@@ -104,6 +104,21 @@ impl Verdict {
                 Verdict::new(Level::Busy, text, "everything-was-swept")
             }
             Phase::Streaming => while_streaming(evidence),
+        }
+    }
+}
+
+/// Another walsweep works, and what this one found when it had the slot is of no account; or none
+/// does, and nobody removes anything.
+fn standing_by(evidence: &Evidence<'_>) -> Verdict {
+    match evidence.troubles.iter().find(|trouble| trouble.section == HANGS) {
+        Some(trouble) => {
+            let text = format!("nothing is removed: {}", trouble.text);
+            Verdict::new(Level::Wrong, text, HANGS).with_cure_of(trouble)
+        }
+        None => {
+            let text = format!("{}: this walsweep removes nothing until then", evidence.doing);
+            Verdict::new(Level::Busy, text, "two-instances")
         }
     }
 }
@@ -182,6 +197,7 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         {
             "the-slot-keeps-wal"
         }
+        Topic::Holder => HANGS,
         Topic::Session | Topic::Checks | Topic::Watch => "not-ready",
         Topic::Rule(_) => "a-rule-is-suspended",
         Topic::Wide(_) | Topic::Lookup(_) => "too-much-is-removed",
@@ -303,6 +319,30 @@ mod tests {
         }
     }
 
+    /// Another walsweep works, whatever this one found when it had the slot; if none does, nobody
+    /// removes anything.
+    #[test]
+    fn one_that_stands_by_for_nobody_is_wrong() {
+        fn standby(troubles: &[Trouble]) -> Evidence<'_> {
+            Evidence { troubles, ..evidence(Phase::Standby) }
+        }
+        let trouble = |topic: &Topic| Trouble {
+            text: "it is so".to_owned(),
+            sql: Some("select 1".to_owned()),
+            stops_ready: true,
+            section: section(topic, "").to_owned(),
+            ..Trouble::default()
+        };
+        let mut troubles = vec![trouble(&Topic::Rule("a".into()))];
+        assert_eq!(level(&standby(&troubles)), Level::Busy);
+        troubles.push(trouble(&Topic::Holder));
+        assert_eq!(level(&standby(&troubles)), Level::Wrong);
+        let verdict = Verdict::of(&standby(&troubles));
+        assert_eq!(verdict.text, "nothing is removed: it is so");
+        assert_eq!(verdict.section.as_deref(), Some("the-stream-hangs"));
+        assert_eq!(verdict.sql.as_deref(), Some("select 1"));
+    }
+
     #[test]
     fn keys_that_wait_for_long_are_behind_and_second_removals_never() {
         let wait = |stage: &str, seconds| Wait {
@@ -337,6 +377,7 @@ mod tests {
         let (name, target) = (|| "a".into(), TargetId::FIRST);
         for topic in [
             Topic::Session,
+            Topic::Holder,
             Topic::Checks,
             Topic::Rule(name()),
             Topic::Wide(name()),
