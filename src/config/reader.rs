@@ -32,7 +32,7 @@ pub(super) struct Section<'a, 'i> {
 const GONE: [(&str, &str); 1] =
     [("postgres.narrow", "it is gone: `setup` publishes whole tables; take the line out")];
 
-/// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
+/// Unknown names at least this similar to a known one are taken for a slip (Jaro-Winkler).
 const SLIP_SIMILARITY: f64 = 0.85;
 
 impl<'a> Reader<'a> {
@@ -390,13 +390,7 @@ impl<'a> Reader<'a> {
                 self.problem(at, format!("unknown key `{name}`"), Some(hint));
                 continue;
             }
-            let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
-            let nearest = section
-                .known
-                .iter()
-                .max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
-                .filter(|known| likeness(known) >= SLIP_SIMILARITY);
-            let hint = match nearest {
+            let hint = match nearest(name, section.known.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None => format!("known here: `{}`", section.known.join("`, `")),
             };
@@ -449,6 +443,15 @@ fn memory(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// The name that another one is probably a slip of.
+pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    known
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(likeness, _)| *likeness >= SLIP_SIMILARITY)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, known)| known)
 }
 
 /// A type's name with its article.

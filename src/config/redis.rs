@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 use wildmatch::WildMatch;
 
-use super::reader::{Reader, Section};
+use super::reader::{Reader, Section, nearest};
 use super::redis_mode::{Mode, Options, is_same_place};
 use super::redis_url::split_password;
 use super::secret::{Secret, secret};
@@ -255,8 +255,13 @@ pub(super) fn assign(reader: &mut Reader<'_>, targets: &[OfTarget], rules: &mut 
             }
             if !is_used {
                 let message = format!("no rule is called `{}`", glob.value);
-                let hint = "name a rule of this file; `*` stands for any letters, `?` for one";
-                reader.problem(glob.at.clone(), message, Some(hint));
+                let names = rules.iter().map(|rule| rule.name.as_str());
+                let hint = match nearest(&glob.value, names) {
+                    Some(name) => format!("did you mean `{name}`?"),
+                    None => "name a rule of this file; `*` stands for any letters, `?` for one"
+                        .to_owned(),
+                };
+                reader.problem(glob.at.clone(), message, Some(&hint));
             }
         }
     }

@@ -223,7 +223,8 @@ impl Finding {
             let more = if is_wall(sql) { "; `walsweep setup --print` shows the SQL" } else { "" };
             format!("`walsweep setup --as URL` mends it, as a superuser or the owner{more}")
         });
-        let parts: Vec<String> = self.hint.clone().into_iter().chain(by_setup).collect();
+        // What is to be done comes before what follows from it.
+        let parts: Vec<String> = by_setup.into_iter().chain(self.hint.clone()).collect();
         let hint = (!parts.is_empty()).then(|| parts.join("; "));
         Cure { hint, sql: self.sql.clone() }
     }

@@ -116,7 +116,7 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
         );
         let hint = format!(
             "if it is on no standby either, `walsweep teardown` with `postgres.slot = \"{slot}\"` \
-             forgets it, or as `{}`, who owns the publication, or as a superuser:",
+             forgets it, or as `{}`, who owns the publication, or as a superuser, the SQL",
             publication.owner
         );
         Finding::info(Code::SlotGone, message).hint(hint).cure(steps)

@@ -381,8 +381,8 @@ fn claim_what_is_made(
     let steps: Vec<Step> = made.chain([claim]).collect();
     finding.sql = Some(printed(&steps));
     finding.hint = Some(
-        "`run` creates it when it starts; or, by whoever owns the publication, if that role may \
-         replicate:"
+        "`run` creates it when it starts; or whoever owns the publication does, if that role may \
+         replicate"
             .to_owned(),
     );
     true

@@ -148,7 +148,7 @@ impl Needs {
             (is_cluster, " +asking +cluster|nodes +cluster|slots"),
             (settings.is_some_and(|settings| settings.db() != 0), " +select"),
             (target.redis.wait_replicas > 0, " +wait"),
-            (tells_writes, " +hello +client|tracking"),
+            (tells_writes, " +hello '+client|tracking'"),
             (target.sweep.index.is_some() && !inside.has_tags(), " +exists"),
         ] {
             commands.push_str(if is_needed { more } else { "" });
@@ -356,12 +356,13 @@ impl Needs {
         }
     }
 
-    /// The command that makes the user, with every right and a password.
+    /// The command that makes the user, with every right and a password. In quotes, which
+    /// `redis-cli` reads like a shell: there it would redirect the output.
     pub(super) fn cure_anew(&self) -> String {
         let (commands, keys) = &self.acl;
         let named = format!("acl setuser {}", self.user);
         let rights = commands.strip_prefix(&named).unwrap_or(commands);
-        format!("`{named} on >PASSWORD{rights}{keys}`")
+        format!("`{named} on '>PASSWORD'{rights}{keys}`")
     }
 
     /// The rules whose keys the user may not remove, asked for one key of every template.

@@ -114,7 +114,7 @@ mod tests {
         };
         assert_eq!(inside(false, false, None).rights(), "");
         assert_eq!(inside(true, false, None).rights(), " +hdel +hscan");
-        assert_eq!(inside(false, false, Some("a*b c")).rights(), r" +publish &a\*b?c");
+        assert_eq!(inside(false, false, Some("a*b c")).rights(), r" +publish '&a\*b?c'");
         assert!(inside(false, true, None).rights().contains("+zscan"));
         assert_eq!(inside(true, false, Some("c")).members(), "");
         assert!(inside(false, true, None).members().contains("`~`"));

@@ -33,10 +33,12 @@ pub(super) fn literal(text: &str) -> String {
     escaped.collect()
 }
 
-/// An argument as `redis-cli` reads it: in quotes, if it has any (`sdssplitargs`, sds.c).
+/// An argument as `redis-cli` reads it: in quotes, if it has any (`sdssplitargs`, sds.c), or
+/// something that a shell would take for a redirection, a pipe or the like.
 pub(super) fn word(argument: &str) -> String {
     if !argument.contains(['"', '\'']) {
-        return argument.to_owned();
+        let is_syntax = argument.contains(['|', '&', ';', '<', '>', '(', ')', '$', '`', '#']);
+        return if is_syntax { format!("'{argument}'") } else { argument.to_owned() };
     }
     format!("\"{}\"", argument.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -125,10 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_with_quotes_is_quoted() {
-        for (argument, expected) in
-            [("~a\\*:*", "~a\\*:*"), ("~it's:*", "\"~it's:*\""), ("~q\"\\x:*", "\"~q\\\"\\\\x:*\"")]
-        {
+    fn an_argument_that_a_shell_or_redis_cli_would_cut_is_quoted() {
+        for (argument, expected) in [
+            ("~a\\*:*", "~a\\*:*"),
+            (">PASSWORD", "'>PASSWORD'"),
+            ("+client|tracking", "'+client|tracking'"),
+            ("~it's:*", "\"~it's:*\""),
+            ("~q\"\\x:*", "\"~q\\\"\\\\x:*\""),
+        ] {
             assert_eq!(word(argument), expected);
         }
     }

@@ -94,7 +94,7 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
         (Some(memory), Some(publication)) => finding
             .hint(format!(
                 "{other}; if it is walsweep's, record that as `{}`, who owns the publication, or \
-                 as a superuser, with:",
+                 as a superuser",
                 publication.owner
             ))
             .cure(vec![record(publication, name, memory.with_slot(slot))]),
@@ -122,13 +122,13 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
         Some(pid) => format!("Postgres process {pid} reads it now"),
         None => {
             let drop = cure::drop_slot(name);
-            format!("only if nobody else reads it, `{drop};` spares it that")
+            format!("else, only if nobody reads it, drop it: `{drop};`")
         }
     };
     Some(format!(
-        "slot `{name}` is left, for it may be another program's: what was committed before its \
-         publication it cannot decode, and if it comes to that, `run` makes a new one only if \
-         redis shows that it has read this one; {way}"
+        "slot `{name}` is left, for it may be another program's: if it cannot decode what was \
+         committed before its publication, `run` makes a new one where redis shows that it has \
+         read this one; {way}"
     ))
 }
 

@@ -116,7 +116,12 @@ fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
         Some(like) => finding.hint(format!("did you mean `{like}`?")),
         None => {
             let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
-            finding.hint(format!("its columns are {}", names.join(", ")))
+            finding.hint(format!(
+                "add the column, or take it out of rule `{}` and `walsweep reload`; the columns \
+                 that are there: {}",
+                column.rule,
+                names.join(", ")
+            ))
         }
     })
 }

@@ -416,7 +416,8 @@ fn judge(config: &Postgres, finding: &mut Finding, asked: &Asked) -> Whose {
             );
             // Who makes the slot need not be one who may write the comment.
             finding.is_done_by_setup = true;
-            finding.hint = Some("or, as that owner, or as a superuser:".to_owned());
+            finding.hint =
+                Some("the SQL that does it is for that owner, or a superuser".to_owned());
         }
         (true, Whose::InUse(..)) => finding.message.push_str(
             "; `walsweep run` stands by as long as it is read, and asks again then whose it is",

@@ -17,8 +17,9 @@ pub(super) fn patterns(jobs: &[Job]) -> usize {
 }
 
 impl State {
-    /// Notes what waits now. It is a handful of numbers, however much waits.
-    pub(super) fn note(&self) {
+    /// Notes what waits now, and why writes are not observed. It is a handful of numbers, however
+    /// much waits.
+    pub(super) fn note(&self, unobserved: Option<String>) {
         let noted = self.health.noted();
         let notes = noted.target(self.target);
         let next = self.queue.iter().next().and_then(|job| job.oldest);
@@ -33,5 +34,6 @@ impl State {
         }
         notes.passes.set(count, oldest.map(|(since, _)| since));
         notes.second.store(self.refill.len(), Ordering::Relaxed);
+        notes.unobserved(unobserved);
     }
 }

@@ -274,7 +274,7 @@ impl<N: Node> Sweeper<N> {
             works.begin(&mut state, (&node, &metrics), now, *safe.borrow_and_update());
             state.look_late(now);
             state.tell_index(node.indexed());
-            state.note();
+            state.note(node.unobserved());
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;

@@ -113,6 +113,8 @@ pub struct TargetState {
     pub nodes: BTreeMap<String, NodeNote>,
     /// The SCAN pass that is under way.
     pub pass: Option<PassNote>,
+    /// Why writes are not observed, if they are to be.
+    pub unobserved: Option<String>,
 }
 
 /// A SCAN pass that is under way.
@@ -208,6 +210,11 @@ impl TargetNotes {
         self.lock().phase = Some(phase);
     }
 
+    /// Writes are not observed for this reason, or they are.
+    pub fn unobserved(&self, why: Option<String>) {
+        self.lock().unobserved = why;
+    }
+
     /// A pass begins; it ends when what this gives is dropped.
     pub fn pass(&self, reason: &'static str, patterns: usize) -> PassUnderWay<'_> {
         let began = Instant::now();
@@ -221,6 +228,7 @@ impl TargetNotes {
     fn forget_session(&self) {
         let mut state = self.lock();
         state.phase = None;
+        state.unobserved = None;
         state.pass = None;
         state.nodes.values_mut().for_each(|node| node.now = None);
         drop(state);

@@ -30,6 +30,7 @@ async fn a_publication_that_is_dropped_is_told_with_what_makes_it_again() {
     for part in ["\n  hint: ", cure, "\n  sql: begin;\n       set local", "create publication"] {
         assert!(body.contains(part), "{part}: {body}");
     }
+    assert!(body.contains(&format!("\n  hint: {cure}")), "what to do comes first: {body}");
     let verdict = &status(&sidecar).await["verdict"];
     assert_eq!(verdict["section"], "something-in-postgres-was-dropped", "{verdict:#}");
     assert!(verdict["sql"].as_str().unwrap().contains("create publication"), "{verdict:#}");

@@ -139,7 +139,7 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
             &[
                 "`redis.password_file`",
                 "the user in `redis.url`",
-                "if it is not there, `acl setuser nobody on >PASSWORD +ping +info +scan",
+                "if it is not there, `acl setuser nobody on '>PASSWORD' +ping +info +scan",
                 " ~item:* ~list:*:* ~walsweep:*` in `redis-cli` makes it",
             ],
         ),

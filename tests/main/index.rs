@@ -7,7 +7,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, cmd, pipe};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, tracking_id, trickle};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text, tracking_id, trickle};
 
 const WHOLE: &str = "walsweep_index_whole{target=\"redis\"}";
 const KEYS: &str = "walsweep_index_keys{target=\"redis\"}";
@@ -359,6 +359,46 @@ async fn a_server_that_tells_nothing_is_scanned() {
         bed.gone("list:team 1:a").await;
         assert!(sidecar.metric_sum(WHOLE).await < 0.5, "{right}");
     }
+}
+
+/// A right that is given late is found without a restart, and until then `status` says what lacks.
+#[tokio::test]
+async fn an_index_comes_when_the_right_is_given() {
+    let bed = Bed::new(&[]).await;
+    let right = async |right: &str| {
+        let mut user = cmd("ACL");
+        user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("~*").arg("+@all").arg(right);
+        user.exec_async(&mut bed.cache.clone()).await.unwrap();
+    };
+    right("-client|tracking").await;
+    let sidecar = start(&bed, |settings| {
+        settings.redis_url = settings.redis_url.replace("redis://", "redis://app:x@");
+    })
+    .await;
+    sidecar.wait_log("there is no index").await;
+    let shown = || {
+        let shown = text(&sidecar.command(&["status"]));
+        shown.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for part in ["index not whole", "writes are not observed: ", "give `+client|tracking`"] {
+        assert!(shown().contains(part), "{part}: {}", shown());
+    }
+    bed.fill(&["list:team 1:a"]).await;
+    touch(&bed, 1).await;
+    bed.gone("list:team 1:a").await;
+    assert!(sidecar.metric_sum(WHOLE).await < 0.5);
+    right("+client|tracking").await;
+    eventually(PATIENCE * 4, "the index is whole", || async {
+        sidecar.metric_sum(WHOLE).await > 0.5
+    })
+    .await;
+    assert!(!shown().contains("not observed") && shown().contains("index whole"), "{}", shown());
+    let scans = bed.calls("scan").await;
+    bed.fill(&["list:team 1:b"]).await;
+    touch(&bed, 1).await;
+    bed.gone("list:team 1:b").await;
+    assert_eq!(bed.calls("scan").await, scans);
+    assert_eq!(sidecar.log().iter().filter(|line| line.contains("there is no index")).count(), 1);
 }
 
 /// A target's prefix is no part of what its rules say; each target has an index of its own.

@@ -11,8 +11,9 @@ use crate::kit::{config, rule};
 /// Enough for keys alone.
 const KEYS: &str = "~* resetchannels +ping +info +scan +get +set +incr +eval +unlink";
 
+/// Words in single quotes are taken as `redis-cli` takes them.
 async fn run(connection: &mut MultiplexedConnection, command: &str) {
-    let mut words = command.split_whitespace();
+    let mut words = command.split_whitespace().map(|word| word.trim_matches('\''));
     let mut command = cmd(words.next().unwrap());
     command.arg(words.collect::<Vec<_>>());
     command.exec_async(connection).await.unwrap();

@@ -242,7 +242,7 @@ async fn an_index_needs_to_be_told_of_writes_and_to_ask_for_keys() {
         for finding in &findings {
             assert_eq!((finding.severity, finding.code), (Severity::Warning, Code::RedisTracking));
             let hint = finding.hint.as_deref().unwrap();
-            assert!(hint.contains("+hello +client|tracking +exists"), "{hint}");
+            assert!(hint.contains("+hello '+client|tracking' +exists"), "{hint}");
         }
     }
 }

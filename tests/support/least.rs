@@ -302,8 +302,8 @@ fn targets(settings: &Settings) -> Vec<(String, String, String)> {
     }
 }
 
-/// The rights that `check` prints behind `acl setuser USER on >PASSWORD`, each with the name of its
-/// target. It asks Redis alone.
+/// The rights that `check` prints behind `acl setuser USER on '>PASSWORD'`, each with the name of
+/// its target. It asks Redis alone.
 fn lines_of_check(settings: &Settings, folder: &Path) -> Vec<(String, Vec<String>)> {
     let mut asked = with_logins(settings, NOBODY);
     "postgres://nobody@127.0.0.1:1/none".clone_into(&mut asked.postgres_url);
@@ -314,7 +314,7 @@ fn lines_of_check(settings: &Settings, folder: &Path) -> Vec<(String, Vec<String
         let (message, hint) = (finding["message"].as_str()?, finding["hint"].as_str()?);
         let name = message.strip_prefix("redis `").and_then(|rest| rest.split_once("`: "));
         let name = name.map_or("", |(name, _)| name);
-        let (_, line) = hint.split_once(&format!("`acl setuser {NOBODY} on >PASSWORD "))?;
+        let (_, line) = hint.split_once(&format!("`acl setuser {NOBODY} on '>PASSWORD' "))?;
         let (line, more) = line.split_once("` in `redis-cli` makes it")?;
         let mut rules = words(line);
         // After `~*` Redis would take no other pattern, as of another target.
@@ -332,7 +332,7 @@ fn lines_of_check(settings: &Settings, folder: &Path) -> Vec<(String, Vec<String
 fn words(line: &str) -> Vec<String> {
     let plain = |word: &str| match word.strip_prefix('"').and_then(|word| word.strip_suffix('"')) {
         Some(inner) => inner.replace("\\\"", "\"").replace("\\\\", "\\"),
-        None => word.to_owned(),
+        None => word.trim_matches('\'').to_owned(),
     };
     line.split(' ').map(plain).collect()
 }

@@ -210,6 +210,9 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
         let (keys, memory) = (counted(index.keys, "key"), bytes(index.bytes));
         lines.add("", &format!("index {whole}: {keys} in {memory}"));
     }
+    if let Some(why) = &target.unobserved {
+        lines.add("", &format!("writes are not observed: {}", flat(why)));
+    }
     for node in &target.nodes {
         let name = if target.nodes.len() > 1 { flat(&node.name) + ": " } else { String::new() };
         let (load, most) = (node.load * 100.0, target.max_load * 100.0);

@@ -150,6 +150,11 @@ pub trait Node: Removes {
         None
     }
 
+    /// Why writes are not observed, if they are to be.
+    fn unobserved(&self) -> Option<String> {
+        None
+    }
+
     /// Whether a SCAN would make its index whole.
     fn wants_scan(&self) -> bool {
         false

@@ -225,6 +225,7 @@ function target(one, alone) {
         ", " +
         bytes(one.index.bytes),
     );
+  if (one.unobserved) pair(list, "Writes", "not observed: " + one.unobserved);
   const nodes = one.nodes.flatMap((node) => {
     const many = one.nodes.length > 1 ? node.name + ": " : "";
     const over = node.load > one.max_load * 0.95;

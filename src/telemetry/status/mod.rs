@@ -177,6 +177,8 @@ pub struct Target {
     pub max_load: f64,
     /// The index of live keys, where there is one.
     pub index: Option<Index>,
+    /// Why writes are not observed, though the index or `refill.observe` needs it.
+    pub unobserved: Option<String>,
     /// Its servers, as far as passes have met them.
     pub nodes: Vec<Node>,
 }

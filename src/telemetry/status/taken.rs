@@ -276,6 +276,7 @@ fn target(
         rules: fact.rules as u64,
         max_load: facts.max_load,
         index: if facts.has_index { index() } else { None },
+        unobserved: state.unobserved.clone(),
         nodes: state.nodes.iter().map(|(name, note)| node(name, note)).collect(),
     }
 }

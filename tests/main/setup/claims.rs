@@ -107,7 +107,7 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     let told = "slot `renamed` is not recorded as walsweep's on publication `walsweep`: only its \
                 watermark in redis shows that it is; if redis is emptied, the next start refuses \
                 it";
-    let who = "record that as `shopkeeper`, who owns the publication, or as a superuser, with:";
+    let who = "record that as `shopkeeper`, who owns the publication, or as a superuser";
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "{}", text(&check));
     let check = super::checked(&sidecar);

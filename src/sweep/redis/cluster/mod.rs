@@ -437,6 +437,14 @@ impl Node for Cluster {
         Some(each.fold(none, Indexed::and))
     }
 
+    fn unobserved(&self) -> Option<String> {
+        let shards = self.shards();
+        shards.by_id.values().find_map(|shard| {
+            let why = shard.node.unobserved()?;
+            Some(format!("{}: {why}", shard.address))
+        })
+    }
+
     /// While a part is away it would be whole nowhere.
     fn wants_scan(&self) -> bool {
         Node::away(self).is_none()

@@ -20,7 +20,7 @@ use redis::{Cmd, Pipeline, RedisError, Value, cmd};
 
 pub(in crate::sweep::redis) use self::acts::Routed;
 use self::hidden::Hidden;
-use self::observed::Observed;
+use self::observed::{Observed, Unobserved};
 pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
 use crate::keys::Pattern;
@@ -74,6 +74,8 @@ pub struct Standalone {
     chain: RefCell<Option<Chain>>,
     /// Which writes are to be observed, if any are.
     observed: Option<Observed>,
+    /// Why none are, on the connections that there are.
+    unobserved: RefCell<Option<Unobserved>>,
     /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
@@ -114,6 +116,7 @@ impl Standalone {
             is_shard: false,
             chain: RefCell::new(None),
             observed: None,
+            unobserved: RefCell::new(None),
             look: None,
             connections: RefCell::new(None),
             told: Cell::new(None),
@@ -390,12 +393,7 @@ impl Node for Standalone {
             }
         };
         if let (Some(_), Some(deaf)) = (&hidden, observer.take_if(|_| hidden.is_some())) {
-            tracing::warn!(
-                node = self.name,
-                "writes cannot be observed: one of several servers tells"
-            );
-            deaf.close();
-            remove = connect(&server).await.map_err(failed)?;
+            remove = self.stop_observing(&server, &deaf).await.map_err(failed)?;
         }
         let mut scan = connect(&server).await.map_err(failed)?;
         // Behind it any of several servers may answer.
@@ -439,7 +437,8 @@ impl Node for Standalone {
                 pong.map_err(|error| classify(&error))?;
             }
             self.sort_in().await;
-            self.drop_dead().await
+            self.drop_dead().await?;
+            Box::pin(self.look_for_right()).await
         };
         let Some(council) = &self.council else {
             pings.await?;
@@ -471,6 +470,10 @@ impl Node for Standalone {
 
     fn indexed(&self) -> Option<Indexed> {
         self.observer()?.indexed()
+    }
+
+    fn unobserved(&self) -> Option<String> {
+        self.unobserved.borrow().as_ref().map(Unobserved::told)
     }
 
     fn wants_scan(&self) -> bool {

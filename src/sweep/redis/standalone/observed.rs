@@ -1,19 +1,25 @@
 //! Writes that the server tells of: for second removals, and for the index of live keys.
 
+use std::time::Duration;
+
 use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, cmd};
+use tokio::time::Instant;
 
 use super::{Connections, Standalone};
 use crate::config;
 use crate::keys::{KeySet, Pattern};
 use crate::sweep::redis::connect::{ConnectError, connect, connect_with_pushes};
-use crate::sweep::redis::node::Error;
+use crate::sweep::redis::node::{Error, Kind};
 use crate::sweep::redis::observe::{Mark, Observer};
 use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::tracking::{hear, track};
 
 /// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
 const FENCE_PINGS: usize = 2;
+
+/// How often a right that was missing is looked for again.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Which writes are to be observed, and what for.
 pub(super) struct Observed {
@@ -25,6 +31,31 @@ pub(super) struct Observed {
     pub(super) is_for_refills: bool,
     /// Patterns the names of whose live keys are kept, and their memory, bytes.
     pub(super) index: Option<(Vec<Pattern>, usize)>,
+}
+
+/// That writes are to be observed, and are not.
+pub(super) struct Unobserved {
+    /// The reason, for people who look.
+    why: String,
+    /// The server, and when it was last asked: only for want of a right, which may be given while
+    /// the connection stands. Whatever else is missing comes with another server.
+    asked: Option<(config::Redis, Instant)>,
+}
+
+impl Unobserved {
+    pub(super) fn told(&self) -> String {
+        self.why.clone()
+    }
+
+    /// The server, if it is time to ask it again, which is noted.
+    fn due(&mut self, now: Instant) -> Option<config::Redis> {
+        let (server, asked_at) = self.asked.as_mut()?;
+        if now < *asked_at + TRY_AGAIN {
+            return None;
+        }
+        *asked_at = now;
+        Some(server.clone())
+    }
 }
 
 impl Standalone {
@@ -61,6 +92,7 @@ impl Standalone {
         let Some(Observed { keys, bytes, index, .. }) = &self.observed else {
             return Ok((connect(server).await?, None));
         };
+        self.unobserved.replace(None);
         let observer = Observer::new((&self.redis, &self.slot), (keys, *bytes), index.clone());
         let heard = {
             let (observer, prefix) = (observer.clone(), Prefix::of(server));
@@ -77,20 +109,78 @@ impl Standalone {
             Err(error) => Error::from(error),
         };
         let connection = connect(server).await?;
-        let (text, hint) = match index {
-            Some(_) => (
+        self.say_unobserved(server, &refused, index.is_some());
+        Ok((connection, None))
+    }
+
+    /// Says why no writes are observed, and keeps the reason.
+    fn say_unobserved(&self, server: &config::Redis, refused: &Error, has_index: bool) {
+        let (text, hint) = match has_index {
+            true => (
                 "writes cannot be observed: there is no index, patterns are removed by SCAN",
-                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `sweep.index` set \
-                 to false ends this warning",
+                "needs Redis 6.2.5 or newer and the right `+client|tracking`: give it, and the \
+                 index comes by itself within a minute; `sweep.index` set to false ends this \
+                 warning",
             ),
-            None => (
+            false => (
                 "writes cannot be observed: every second removal takes all keys",
-                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
-                 set to false ends this warning",
+                "needs Redis 6.2.5 or newer and the right `+client|tracking`: give it, and it is \
+                 tried again by itself within a minute; `refill.observe` set to false ends this \
+                 warning",
             ),
         };
         tracing::warn!(node = self.name, error = %refused, hint, "{text}");
-        Ok((connection, None))
+        let is_right = refused.kind() == Kind::NoPerm;
+        let (why, asked) = match is_right {
+            true => (
+                format!("{refused}; give `+client|tracking`, it is tried again by itself"),
+                Some((server.clone(), Instant::now())),
+            ),
+            false => (refused.to_string(), None),
+        };
+        self.unobserved.replace(Some(Unobserved { why, asked }));
+    }
+
+    /// Asks now and then whether a right that was missing is there by now. An error if it is:
+    /// with the next connection writes are observed.
+    pub(super) async fn look_for_right(&self) -> Result<(), Error> {
+        let due = |one: &mut Unobserved| one.due(Instant::now());
+        let server = self.unobserved.borrow_mut().as_mut().and_then(due);
+        let (Some(server), Some(Observed { keys, .. })) = (server, &self.observed) else {
+            return Ok(());
+        };
+        if self.hidden().is_some() {
+            return Ok(());
+        }
+        // It changes nothing on a connection that tracks nothing, and needs the same right; so a
+        // login, for which a password may have to be made, is not tried in vain.
+        let mut off = cmd("CLIENT");
+        off.arg("TRACKING").arg("OFF");
+        if self.ask(&off).await.is_err() {
+            return Ok(());
+        }
+        // The same steps as those that failed: else it would be connected for nothing every time.
+        let deaf = |_push: PushInfo| Ok::<(), std::convert::Infallible>(());
+        let Ok(mut connection) = connect_with_pushes(&server, deaf).await else { return Ok(()) };
+        if track(&mut connection, keys, &self.prefix).await.is_err() {
+            return Ok(());
+        }
+        let message = "the right `+client|tracking` is there now: writes are observed from the \
+                       next connection on";
+        Err(Error::Lost(message.to_owned(), Kind::Other))
+    }
+
+    /// Does not observe where one of several servers behind an address would tell.
+    pub(super) async fn stop_observing(
+        &self,
+        server: &config::Redis,
+        deaf: &Observer,
+    ) -> Result<MultiplexedConnection, ConnectError> {
+        let why = "one of several servers tells";
+        tracing::warn!(node = self.name, "writes cannot be observed: {why}");
+        deaf.close();
+        self.unobserved.replace(Some(Unobserved { why: why.to_owned(), asked: None }));
+        connect(server).await
     }
 
     /// Who observes writes on the connections that there are.
@@ -107,6 +197,11 @@ impl Standalone {
         let text = "the server does not tell its `master_replid`: there is no index, patterns are \
                     removed by SCAN";
         tracing::warn!(node = self.name, hint, "{text}");
+        // For second removals they are observed all the same.
+        if !self.observed.as_ref().is_some_and(|observed| observed.is_for_refills) {
+            let why = "the server does not tell its `master_replid`: give the user `+info`";
+            self.unobserved.replace(Some(Unobserved { why: why.to_owned(), asked: None }));
+        }
     }
 
     /// Waits until the names of all writes before are known, and in the index if there is one.
