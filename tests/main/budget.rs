@@ -381,7 +381,7 @@ async fn fill(more: Option<Redis>) {
     bed.fill(&["item:7"]).await;
     bed.sql.run("update item set version = version + 1 where id = 7").await;
     let gone = async || !bed.has("item:7").await;
-    eventually(PATIENCE * 3, "a later key goes", gone).await;
+    eventually(PATIENCE * 9, "a later key goes", gone).await;
     let held = sidecar.metric("walsweep_key_sets_bytes").await;
     println!("{held} bytes are held after it");
 }

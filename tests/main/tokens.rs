@@ -133,12 +133,15 @@ impl Service {
         }
     }
 
-    /// Waits until it is noticed, too: on a slow machine the next cut would end what has ended.
+    /// Cuts until it is noticed: on a slow machine there may be no connection when it is cut.
     async fn cut_and_wait(&self, is_redis: bool, sidecar: &Sidecar) {
         let before = reconnects(sidecar, is_redis).await;
-        self.cut(is_redis).await;
-        let is_noticed = async || reconnects(sidecar, is_redis).await > before;
-        eventually(PATIENCE * 3, "a cut is noticed", is_noticed).await;
+        eventually(PATIENCE * 3, "a cut is noticed", async || {
+            self.cut(is_redis).await;
+            sleep(Duration::from_millis(500)).await;
+            reconnects(sidecar, is_redis).await > before
+        })
+        .await;
     }
 }
 

@@ -161,7 +161,7 @@ impl Bed {
     /// Waits until everything that is committed by now is confirmed.
     pub(crate) async fn settled(&self) {
         let position = self.position().await;
-        super::eventually(super::PATIENCE, "everything is confirmed", || async {
+        super::eventually(super::PATIENCE * 3, "everything is confirmed", || async {
             // A record after it lets the server say that there is nothing more before.
             self.sql.run("select pg_logical_emit_message(false, 'settle', '')").await;
             self.confirmed().await >= position
