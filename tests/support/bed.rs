@@ -160,8 +160,13 @@ impl Bed {
 
     /// Waits until everything that is committed by now is confirmed.
     pub(crate) async fn settled(&self) {
+        self.settled_within(super::PATIENCE).await;
+    }
+
+    /// Waits longer, where a load has left more than a slow machine is soon through with.
+    pub(crate) async fn settled_within(&self, limit: std::time::Duration) {
         let position = self.position().await;
-        super::eventually(super::PATIENCE * 3, "everything is confirmed", || async {
+        super::eventually(limit, "everything is confirmed", || async {
             // A record after it lets the server say that there is nothing more before.
             self.sql.run("select pg_logical_emit_message(false, 'settle', '')").await;
             self.confirmed().await >= position

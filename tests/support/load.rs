@@ -60,7 +60,7 @@ impl Load {
     /// Everything cached equals its row, once all is confirmed and readers have filled the cache.
     pub(crate) async fn assert_nothing_stale(mut self, bed: &Bed, sidecar: &mut Sidecar) {
         sidecar.wait_ready().await;
-        bed.settled().await;
+        bed.settled_within(PATIENCE * 3).await;
         eventually(PATIENCE, "readers fill the cache", || async { cached(bed).await.len() > 90 })
             .await;
         self.stop_reading.store(true, Ordering::Relaxed);
