@@ -5,8 +5,8 @@ use redis::RedisError;
 use super::redis::Needs;
 use super::{Code, Finding};
 use crate::config::Target;
-use crate::sweep::Kind;
 use crate::sweep::redis::connect::{self, ConnectError};
+use crate::sweep::{Kind, LOGIN_HINT};
 
 /// Why there is no connection: a login that was refused, or no answer.
 #[must_use]
@@ -33,7 +33,7 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
             let user = &needs.user;
             // The default user is always there.
             if user == "default" {
-                return Some(finding.hint(error.hint()?));
+                return Some(finding.hint(LOGIN_HINT));
             }
             let turns_on = format!(
                 "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
@@ -41,8 +41,7 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
                 needs.cure_anew(),
                 needs.inside.members()
             );
-            let hints = error.hint().into_iter().chain([&*turns_on]).collect::<Vec<_>>();
-            finding.hint(hints.join("; "))
+            finding.hint(format!("{LOGIN_HINT}; {turns_on}"))
         }
         error => match error.hint() {
             Some(hint) => finding.hint(hint),

@@ -88,7 +88,7 @@ pub use self::redis::index::Indexed;
 pub use self::redis::info::scan_time;
 pub use self::redis::measure::taken;
 pub use self::redis::node::{
-    Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+    Error, Kind, LOGIN_HINT, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
 };
 pub use self::redis::observe::{Mark, Name, Observer};
 pub use self::redis::pace::{Pace, Paces};

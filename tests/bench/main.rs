@@ -7,6 +7,7 @@
 mod backlog;
 mod commits;
 mod latency;
+mod names;
 mod patterns;
 mod peer;
 mod scale;
@@ -46,6 +47,9 @@ fn main() {
     }
     if wanted("index") {
         runtime.block_on(patterns::run_with_index());
+    }
+    if wanted("names") {
+        runtime.block_on(names::run());
     }
     if wanted("transaction") {
         runtime.block_on(transaction::run());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, FromRedisValue, Value, cmd, pipe};
 use tokio::time::sleep;
-use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions};
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions, Signal};
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
 
@@ -409,6 +409,34 @@ async fn a_failover_loses_no_key() {
     shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
     shop.gone(&items[1..]).await;
     shop.bed.settled().await;
+}
+
+/// Keys that the promoted replica gets before walsweep listens there are found by a SCAN, and later
+/// ones by an index of its own.
+#[tokio::test]
+async fn a_promoted_replica_gets_an_index() {
+    let mut shop = Shop::start(3, 1).await;
+    let settings = Settings { sweep: "index = true".to_owned(), ..shop.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
+    shop.bed.settled().await;
+    eventually(PATIENCE, "all are whole", is_whole).await;
+    let (before, meanwhile) = (keys("list:team 1:#", 60), keys("list:team 1:new:#", 60));
+    shop.fill(&before).await;
+    sidecar.signal(Signal::Stop);
+    shop.cluster.node_mut(0).unwrap().kill9().await.unwrap();
+    shop.cluster.promoted(3).await.unwrap();
+    shop.fill(&meanwhile).await;
+    sidecar.signal(Signal::Cont);
+    shop.change(1).await;
+    shop.gone(&[&before[..], &meanwhile[..]].concat()).await;
+    eventually(PATIENCE, "all are whole again", is_whole).await;
+    let scans = async || sidecar.metric_sum("walsweep_sweep_seconds_count").await;
+    let (scanned, lists) = (scans().await, keys("list:team 1:later:#", 60));
+    shop.fill(&lists).await;
+    shop.change(1).await;
+    shop.gone(&lists).await;
+    assert!(scans().await < scanned + 0.5, "a pass by SCAN was made");
 }
 
 /// A primary without a replica dies, or hangs: the keys of the others go as ever, nothing is

@@ -325,3 +325,27 @@ async fn as_a_browser(port: u16, path: &str) -> (u16, String) {
     let (head, body) = reply.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
+
+/// The file was changed since, or a reload of it was refused: then the process goes by others.
+#[tokio::test]
+async fn that_the_process_runs_with_other_rules_than_the_file_is_told() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let others = "The process runs with other rules or targets than the file";
+    let tells = |sidecar: &Sidecar, key: &str| why(sidecar, key).1.contains(others);
+    assert!(!tells(&sidecar, "item:1") && !tells(&sidecar, "more:1"));
+    assert_eq!(json(&sidecar, "item:1")["same_rules"], true);
+    // The same keys, of other changes.
+    let condition = "[[rule]]\nwhen = \"new.team == 'x'\"";
+    let changed = ITEM_RULES.replace("[[rule]]", condition);
+    sidecar.change(|settings| settings.rules = changed);
+    assert!(tells(&sidecar, "item:1") && tells(&sidecar, "more:1"));
+    assert_eq!(json(&sidecar, "more:1")["same_rules"], false);
+    let output = sidecar.command(&["reload"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!tells(&sidecar, "item:1"));
+    // Who the targets are counts, too.
+    sidecar.change(|settings| settings.redis = "prefix = \"p:\"".to_owned());
+    assert!(tells(&sidecar, "item:1"));
+}

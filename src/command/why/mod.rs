@@ -20,7 +20,6 @@ use super::failure::{Failure, print};
 use super::listener::{Page, page};
 use super::load::configuration;
 use crate::config::Config;
-use crate::keys::Rules;
 use crate::telemetry::trail::{self, Answer, AuditRead, Moment, Name, Removal, read};
 
 /// Removals that are told, at most.
@@ -38,6 +37,9 @@ struct Known {
     more: bool,
     /// The answer of the running process.
     process: Process,
+    /// Whether it runs with the rules and targets of the file; absent if it does not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    same_rules: Option<bool>,
     /// Since when it remembers; absent if it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<Moment>,
@@ -94,7 +96,10 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
     let key = key.as_bytes();
     let (process, answer) = ask(&config, key).await;
     let suspended = answer.as_ref().map(|answer| answer.suspended.clone()).unwrap_or_default();
-    let (audit, trail) = match audited(&config, &rules, key) {
+    let known = trail::Known::of(&config, &rules);
+    let in_force = answer.as_ref().and_then(|answer| answer.rules);
+    let same_rules = in_force.map(|print| print == known.print());
+    let (audit, trail) = match audited(&config, &known, key) {
         Some((audit, trail)) => (Some(audit), trail),
         None => (None, AuditRead::default()),
     };
@@ -107,14 +112,24 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
     let more = more || trail.more || removals.len() > TOLD_MAX;
     removals.truncate(TOLD_MAX);
     let (found, now) = (!removals.is_empty(), Moment::now());
-    let why_not = Vec::new();
-    let key_name = Name::of(key);
-    let mut known =
-        Known { key: key_name, found, removals, more, process, since, audit, rules, why_not, now };
+    let mut known = Known {
+        key: Name::of(key),
+        found,
+        removals,
+        more,
+        process,
+        same_rules,
+        since,
+        audit,
+        rules,
+        why_not: Vec::new(),
+        now,
+    };
     known.why_not = match found {
         true => nothing::suspended(&known),
         false => nothing::why_not(&config, key, &known),
     };
+    known.why_not.extend(nothing::other_rules(&known));
     let shown = if json {
         let shown = serde_json::to_string_pretty(&known).expect("texts and numbers are JSON");
         format!("{shown}\n")
@@ -126,9 +141,9 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
 }
 
 /// Reads the audit trail, if the configuration names one.
-fn audited(config: &Config, rules: &Rules, key: &[u8]) -> Option<(Audited, AuditRead)> {
+fn audited(config: &Config, rules: &trail::Known, key: &[u8]) -> Option<(Audited, AuditRead)> {
     let file = config.audit.file.as_ref()?.display().to_string();
-    let (trail, error) = match read(&config.audit, &trail::Known::of(config, rules), key) {
+    let (trail, error) = match read(&config.audit, rules, key) {
         Ok(trail) => (trail, None),
         Err(error) => (AuditRead::default(), Some(error.to_string())),
     };

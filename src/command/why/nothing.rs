@@ -101,6 +101,15 @@ pub(super) fn suspended(known: &Known) -> Vec<String> {
     known.rules.iter().filter(|reach| reach.suspended).map(is_suspended).collect()
 }
 
+/// That the file is not what the process goes by.
+pub(super) fn other_rules(known: &Known) -> Option<String> {
+    (known.same_rules == Some(false)).then(|| {
+        "The process runs with other rules or targets than the file, of which this is said: \
+         `walsweep reload` takes the file over, or says why not."
+            .to_owned()
+    })
+}
+
 fn is_suspended(Reach { rule, template, .. }: &Reach) -> String {
     format!(
         "Rule `{rule}` gives it by `{template}`, and is suspended: it removes nothing. `walsweep \

@@ -9,6 +9,18 @@ use super::index::Indexed;
 use super::observe::Mark;
 use crate::keys::Pattern;
 
+/// A literal, so that [`Error::hint`] can go on with it.
+macro_rules! login_hint {
+    () => {
+        "see the user in `redis.url`, whether it is on (`acl list`), and the password: there, in \
+         the file that `redis.password_file` names, or what `redis.password_command` prints when \
+         it is run by hand"
+    };
+}
+
+/// The cure of a login that is refused, whoever the user is.
+pub const LOGIN_HINT: &str = login_hint!();
+
 /// Whatever keys are removed from.
 pub trait Removes {
     /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
@@ -455,11 +467,10 @@ impl Error {
             Kind::NoPerm => Some(
                 "`walsweep check` prints the `acl setuser` line with every right that rules need",
             ),
-            Kind::Auth => Some(
-                "see the user in `redis.url`, whether it is on (`acl list`), and the password: \
-                 there, in the file that `redis.password_file` names, or what \
-                 `redis.password_command` prints when it is run by hand",
-            ),
+            Kind::Auth => Some(concat!(
+                login_hint!(),
+                "; `walsweep check` prints the `acl setuser` line that makes the user again"
+            )),
             Kind::ReadOnly => Some(
                 "let `redis.url` name the primary; where Sentinels do, they are asked again by \
                  itself",

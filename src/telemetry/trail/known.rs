@@ -1,9 +1,11 @@
 //! The rules and targets that the trail is of.
 
+use std::collections::BTreeSet;
+
 use super::body::OfRule;
 use super::told::{RuleCounts, Widened};
 use crate::config::{Config, Redis, TargetId, Targets};
-use crate::keys::{Pattern, RuleId, Rules, WidenReason};
+use crate::keys::{Pattern, Print, RuleId, Rules, WidenReason};
 
 /// A target: how messages name it, and what its keys begin with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,7 @@ pub struct Known {
     /// The targets of each rule.
     goes: Vec<Targets>,
     all: Vec<(RuleId, Pattern)>,
+    print: Print,
     nowhere: TargetName,
 }
 
@@ -51,9 +54,16 @@ impl Known {
             goes: ids.map(goes).collect(),
             all: exact.chain(patterns).chain(items).collect(),
             rules: rules.names().to_vec(),
+            print: print(rules, &targets),
             targets,
             nowhere: TargetName::default(),
         }
+    }
+
+    /// The fingerprint of the rules and targets: whoever has others has another.
+    #[must_use]
+    pub fn print(&self) -> Print {
+        self.print
     }
 
     /// The number of targets.
@@ -126,4 +136,13 @@ impl Known {
         let widened = widened.into_iter().map(reason).collect();
         RuleCounts { rule: self.rule_name(rule).to_owned(), keys, patterns, widened }
     }
+}
+
+/// The fingerprint of rules, whether they are suspended or not, and of the targets.
+fn print(rules: &Rules, targets: &[TargetName]) -> Print {
+    let of_rules = serde_json::to_string(&rules.prints(&BTreeSet::new()));
+    let of_rules = of_rules.expect("texts and numbers are JSON");
+    let targets = targets.iter().flat_map(|target| [target.name.as_str(), target.prefix.as_str()]);
+    let names = rules.names().iter().map(String::as_str);
+    Print::of(std::iter::once(of_rules.as_str()).chain(names).chain(targets))
 }

@@ -241,7 +241,8 @@ impl Trail {
         found.sort_by_key(|(moment, _)| std::cmp::Reverse(*moment));
         let more = found.len() > TOLD_MAX;
         let removals = found.into_iter().take(TOLD_MAX).map(|(_, removal)| removal).collect();
-        Answer { now: Moment::now(), since, state, suspended, removals, more }
+        let (now, rules) = (Moment::now(), Some(known.print()));
+        Answer { now, since, state, suspended, rules, removals, more }
     }
 
     /// The beginning of what is remembered.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::name::{Moment, Name};
 use super::ring::Record;
+use crate::keys::Print;
 
 /// The answer of the running process about a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,10 @@ pub struct Answer {
     pub state: String,
     /// The names of rules that are suspended.
     pub suspended: Vec<String>,
+    /// The fingerprint of the rules and targets that it runs with, by
+    /// [`Known::print`](super::Known::print); `None` from a version that does not tell.
+    #[serde(default)]
+    pub rules: Option<Print>,
     /// The removals, the newest first.
     pub removals: Vec<Removal>,
     /// Whether there were more than are told.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use redis::cmd;
 use tokio::time::Instant;
+use walsweep_stage::throwaway::Signal;
 
 use super::{Service, at_rest, change, named, run};
 use crate::support::{PATIENCE, Settings, Sidecar, eventually, text};
@@ -63,6 +64,36 @@ async fn a_failover_by_command_is_followed() {
     change(&service.bed, 20..30).await;
     sidecar.wait_log(&named(service.bed.redis.port())).await;
     at_rest(&service.bed, &sidecar).await;
+}
+
+/// Keys that the new primary gets before walsweep listens there are found by a SCAN, and later ones
+/// by an index of its own.
+#[tokio::test]
+async fn after_a_failover_an_index_of_the_new_primary_is_made() {
+    let mut service = Service::start().await;
+    let mut settings = service.settings();
+    settings.sweep = "index = true".to_owned();
+    let sidecar = Sidecar::set_up(settings).await;
+    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
+    service.bed.settled().await;
+    eventually(PATIENCE, "the index is whole", is_whole).await;
+    service.bed.fill(&["list:team 1:before"]).await;
+    service.in_sync().await;
+    sidecar.signal(Signal::Stop);
+    service.bed.redis.kill9().await.unwrap();
+    drop(service.failed_over().await);
+    service.bed.fill(&["list:team 1:meanwhile"]).await;
+    sidecar.signal(Signal::Cont);
+    change(&service.bed, 1..2).await;
+    for key in ["list:team 1:before", "list:team 1:meanwhile"] {
+        service.bed.gone(key).await;
+    }
+    eventually(PATIENCE, "the index is whole again", is_whole).await;
+    service.bed.fill(&["list:team 1:after"]).await;
+    let scans = service.bed.calls("scan").await;
+    change(&service.bed, 1..2).await;
+    service.bed.gone("list:team 1:after").await;
+    assert_eq!(service.bed.calls("scan").await, scans);
 }
 
 /// The old primary is cut off from Sentinels and replica, and not from walsweep, for which it
