@@ -37,10 +37,10 @@ pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(600);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long to rest before the next look at something that is waited for since `start`: a
-/// millisecond, and more the longer it takes, at most 20. Each look costs processor time that what
+/// millisecond, and more the longer it takes, at most 100. Each look costs processor time that what
 /// is waited for needs itself.
 pub(crate) fn pause_since(start: Instant) -> Duration {
-    (start.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(20))
+    (start.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(100))
 }
 
 /// Asks until the answer is yes, ever more rarely ([`pause_since`]). Gives the time that it took;
@@ -60,16 +60,18 @@ where
     }
 }
 
-/// Asks every millisecond for all of `period` that the answer stays yes.
+/// Asks a thousand times in `period` that the answer stays yes; at least every 25 ms, and not more
+/// often than every millisecond.
 pub(crate) async fn always<F, A>(period: Duration, what: &str, mut question: F)
 where
     F: FnMut() -> A,
     A: Future<Output = bool>,
 {
+    let pause = (period / 1000).clamp(Duration::from_millis(1), Duration::from_millis(25));
     let start = Instant::now();
     while start.elapsed() < period {
         assert!(question().await, "after {:?} no longer: {what}", start.elapsed());
-        sleep(Duration::from_millis(1)).await;
+        sleep(pause).await;
     }
 }
 

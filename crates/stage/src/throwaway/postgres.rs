@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -69,8 +68,6 @@ pub struct Postgres {
     password: Option<String>,
     port: u16,
     folder: TempDir,
-    /// The template that the data folder was copied from; others are, while this is here.
-    template: Option<Arc<Template>>,
 }
 
 /// The user that the server runs as when the caller is root, whom Postgres refuses.
@@ -100,7 +97,6 @@ impl Postgres {
             password: options.password.clone(),
             port: free_port()?,
             folder,
-            template: None,
         };
         server.new_folder("socket")?;
         if options.data_dir.is_none() {
@@ -301,8 +297,7 @@ impl Postgres {
             command.arg("-c").arg(setting);
         }
         let log = self.folder.path().join("log");
-        let mut folders = vec![self.folder.path()];
-        folders.extend(self.template.as_ref().map(|template| template.folder()));
+        let folders = [self.folder.path()];
         let mut process = Process::spawn("postgres", command, Signal::Quit, &log, &folders)?;
         // To ask costs the server a process, which takes from its start: first it says so itself.
         while !self.says_ready() || tokio_postgres::connect(&self.url(), NoTls).await.is_err() {
@@ -338,7 +333,6 @@ impl Postgres {
             Ok(folder)
         })?;
         template.copy(&self.data_dir, self.owner.map(|to| (to.uid, to.gid)))?;
-        self.template = Some(template);
         rename(&self.data_dir)?;
         let mut command = self.command("pg_resetwal");
         command.args(["-f", "-D"]).arg(&self.data_dir);

@@ -24,6 +24,9 @@ done
 shift 2; rm -rf "$@"
 "#;
 
+/// The same of folders alone.
+const REMOVER: &str = r#"read -r _; rm -rf "$@""#;
+
 /// A signal that a server or a sidecar can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -80,8 +83,17 @@ impl Reaper {
     /// Watches over process `id`: sends it `end` when this process is gone, SIGKILL after 5 s, and
     /// removes these folders. Fails when no shell can be started.
     pub fn new(id: u32, end: Signal, folders: &[&Path]) -> io::Result<Reaper> {
+        Reaper::spawn(&[REAPER, "walsweep-reaper", &id.to_string(), end.name()], folders)
+    }
+
+    /// Removes these folders when this process is gone, and ends nobody.
+    pub(super) fn of(folders: &[&Path]) -> io::Result<Reaper> {
+        Reaper::spawn(&[REMOVER, "walsweep-remover"], folders)
+    }
+
+    fn spawn(script: &[&str], folders: &[&Path]) -> io::Result<Reaper> {
         let mut command = Command::new("sh");
-        command.args(["-c", REAPER, "walsweep-reaper", &id.to_string(), end.name()]).args(folders);
+        command.arg("-c").args(script).args(folders);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Reaper(command.process_group(0).spawn()?))
     }

@@ -6,21 +6,25 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tempfile::TempDir;
 
+use super::process::Reaper;
 use super::{Error, io_error};
 
-/// A filled data folder, removed with the last server that was copied from it.
+/// A filled data folder.
 #[derive(Debug)]
 pub(super) struct Template {
     bin_dir: PathBuf,
     folder: TempDir,
+    /// What is static is dropped by nobody.
+    _reaper: Reaper,
 }
 
-/// The templates of this process that servers still use, one for each folder of programs.
-static KEPT: Mutex<Vec<Weak<Template>>> = Mutex::new(Vec::new());
+/// The templates of this process, one for each folder of programs: for as long as it lives, since
+/// tests that run one after the other would else fill one each.
+static MADE: Mutex<Vec<Arc<Template>>> = Mutex::new(Vec::new());
 
 impl Template {
     /// The template of these programs; `make` fills one where there is none. Fails as `make` does.
@@ -28,20 +32,15 @@ impl Template {
         bin_dir: &Path,
         make: impl FnOnce() -> Result<TempDir, Error>,
     ) -> Result<Arc<Template>, Error> {
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|one| one.strong_count() > 0);
-        let known = kept.iter().filter_map(Weak::upgrade).find(|one| one.bin_dir == bin_dir);
-        if let Some(known) = known {
-            return Ok(known);
+        let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = made.iter().find(|one| one.bin_dir == bin_dir) {
+            return Ok(Arc::clone(known));
         }
-        let template = Arc::new(Template { bin_dir: bin_dir.to_owned(), folder: make()? });
-        kept.push(Arc::downgrade(&template));
-        Ok(template)
-    }
-
-    /// Its temporary folder, which is removed with the last server that was copied from it.
-    pub(super) fn folder(&self) -> &Path {
-        self.folder.path()
+        let folder = make()?;
+        let reaper = Reaper::of(&[folder.path()]).map_err(io_error("start the reaper"))?;
+        let bin_dir = bin_dir.to_owned();
+        made.push(Arc::new(Template { bin_dir, folder, _reaper: reaper }));
+        Ok(Arc::clone(&made[made.len() - 1]))
     }
 
     /// Copies it into an empty folder, for a user and group, if another than this one.
@@ -97,7 +96,7 @@ mod tests {
     use super::Template;
 
     #[test]
-    fn it_is_made_once_and_goes_with_the_last_that_uses_it() {
+    fn it_is_made_once_for_each_folder_of_programs() {
         let of = |programs: &str| {
             let make = || {
                 let folder = TempDir::new().unwrap();
@@ -109,8 +108,8 @@ mod tests {
             };
             Template::of(Path::new(programs), make).unwrap()
         };
-        let (first, second, other) = (of("/no/15/bin"), of("/no/15/bin"), of("/no/18/bin"));
-        assert!(Arc::ptr_eq(&first, &second) && !Arc::ptr_eq(&first, &other));
+        let first = of("/no/15/bin");
+        assert!(!Arc::ptr_eq(&first, &of("/no/18/bin")));
         let to = TempDir::new().unwrap();
         first.copy(to.path(), None).unwrap();
         assert_eq!(fs::read_to_string(to.path().join("PG_VERSION")).unwrap(), "15");
@@ -118,9 +117,7 @@ mod tests {
         assert!(log.is_empty(), "{log:?}");
         let folder = first.folder.path().to_owned();
         drop(first);
-        assert!(folder.exists());
-        drop(second);
-        assert!(!folder.exists());
-        assert_ne!(of("/no/15/bin").folder.path(), folder);
+        // Nobody uses it, and the next one does again.
+        assert_eq!(of("/no/15/bin").folder.path(), folder);
     }
 }
