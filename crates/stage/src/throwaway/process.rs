@@ -24,7 +24,7 @@ done
 shift 2; rm -rf "$@"
 "#;
 
-/// The same of folders alone.
+/// The script of a reaper that ends nobody, and removes folders.
 const REMOVER: &str = r#"read -r _; rm -rf "$@""#;
 
 /// A signal that a server or a sidecar can be sent.

@@ -18,7 +18,7 @@ use super::{Error, io_error};
 pub(super) struct Template {
     bin_dir: PathBuf,
     folder: TempDir,
-    /// What is static is dropped by nobody.
+    /// Removes the folder at the end of this process: nobody drops what is static.
     _reaper: Reaper,
 }
 
