@@ -17,7 +17,7 @@ impl Cluster {
     /// says so.
     pub(super) fn lose(&self, shard: &Shard, error: Error) -> Error {
         match refused(error) {
-            error @ Error::Refused(..) => error,
+            error @ (Error::Refused(..) | Error::Away(..)) => error,
             lost @ Error::Lost(..) => self.leave(shard, &lost),
         }
     }
@@ -36,7 +36,7 @@ impl Cluster {
             self.shards.replace(Rc::new(Shards { map: Rc::clone(&shards.map), by_id }));
             self.away.borrow_mut().insert(shard.id.clone(), told.clone());
         }
-        Error::Refused(told, error.kind())
+        Error::Away(told, error.kind())
     }
 
     /// Whether all slots have a primary that is connected.
@@ -46,7 +46,7 @@ impl Cluster {
     /// Says which have not.
     pub(super) fn is_whole(&self) -> Result<(), Error> {
         match Node::away(self) {
-            Some(away) => Err(Error::Refused(away, Kind::Slot)),
+            Some(away) => Err(Error::Away(away, Kind::Slot)),
             None => Ok(()),
         }
     }

@@ -214,7 +214,7 @@ impl Cluster {
             }
             Err(error) => {
                 self.not_there(primary, &error);
-                Err(Error::Refused(error.to_string(), error.kind()))
+                Err(Error::Away(error.to_string(), error.kind()))
             }
         }
     }
