@@ -70,8 +70,8 @@ impl Fitness {
         (lasting.map(named).collect(), forbidden.collect())
     }
 
-    /// Whether a finding is of a failover: the server may have become a replica since the Sentinels,
-    /// or the nodes of its cluster, named it. They are asked again by themselves.
+    /// Whether a finding is of a failover: the server may have become a replica since the
+    /// Sentinels, or the nodes of its cluster, named it. They are asked again by themselves.
     fn passes(&self, finding: &Finding) -> bool {
         let is_followed =
             matches!(self.target.redis.mode, Mode::Sentinel(_) | Mode::Cluster { .. });

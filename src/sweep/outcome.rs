@@ -351,9 +351,11 @@ impl State {
 
     /// Redis refuses something that is no rule's fault.
     pub(super) fn say_refuses(&self, error: &Error) {
-        if matches!(error, Error::Away(..)) {
-            // Whoever is there refuses nothing.
-            return self.say_misses(self.away.as_deref().unwrap_or(&error.to_string()));
+        // Whoever is there refuses nothing, or for the sake of who is not.
+        match (error, &self.away) {
+            (Error::Away(text, _), away) => return self.say_misses(away.as_ref().unwrap_or(text)),
+            (_, Some(away)) if error.kind() == Kind::Slot => return self.say_misses(away),
+            _ => {}
         }
         let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
         let topic = Topic::Redis(self.target);

@@ -525,8 +525,15 @@ async fn a_cluster_that_is_down_is_not_taken_for_one_node() {
         outcome.is_err_and(|error| error.code() == Some("CLUSTERDOWN"))
     };
     eventually(PATIENCE, "the cluster is down", is_down).await;
-    let is_told = async || sidecar.readyz().await == Some(503);
-    eventually(PATIENCE, "it is told", is_told).await;
+    let away = format!("127.0.0.1:{}: ", shop.cluster.node(1).unwrap().port());
+    let page = async || sidecar.get("/readyz").await.unwrap().1;
+    eventually(PATIENCE, "it is told", async || page().await.contains(&away)).await;
+    // Also by whoever connects meanwhile, while all others refuse.
+    for _ in 0..20 {
+        let page = page().await;
+        assert!(page.contains(&away), "{page}");
+        sleep(Duration::from_millis(200)).await;
+    }
     let checked = text(&sidecar.command(&["check"]));
     shop.cluster.node_mut(1).unwrap().start_again().await.unwrap();
     shop.cluster.settled().await.unwrap();

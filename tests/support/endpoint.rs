@@ -1,5 +1,6 @@
 //! One address behind which keys are on several real Redis servers, by their slots or by another
-//! hash: what Envoy, a proxy of another kind or a managed serverless Redis is to its clients. It takes no password.
+//! hash: what Envoy, a proxy of another kind or a managed serverless Redis is to its clients. It
+//! takes no password.
 //!
 //! It runs on a thread of its own. What it does with commands may be switched at any time and holds
 //! for every command that comes after.

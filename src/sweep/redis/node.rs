@@ -300,7 +300,7 @@ pub enum Replaced {
     No(Option<Vec<u8>>),
 }
 
-/// What to do where a part of it is away.
+/// The hint where a part of it is away.
 pub(in crate::sweep) const PART_HINT: &str = "`redis-cli --cluster check` tells how the cluster \
     is, if `redis.mode` says that it is one; nothing is confirmed meanwhile";
 
@@ -488,8 +488,8 @@ impl Error {
                  one of them another name, or a `prefix`",
             ),
             Kind::Slot => Some(
-                "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
-                 tells what is wrong with the cluster",
+                "it passes when the slot has arrived, or the primary that is away is back; if it \
+                 lasts, `redis-cli --cluster check` tells what is wrong with the cluster",
             ),
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
