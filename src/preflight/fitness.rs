@@ -64,15 +64,18 @@ impl Fitness {
         connection: &mut MultiplexedConnection,
     ) -> (Vec<Finding>, Vec<(String, Finding)>) {
         let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
-        // In a failover the server may have become one since the Sentinels, or the nodes of its
-        // cluster, named it.
-        let is_followed =
-            matches!(self.target.redis.mode, Mode::Sentinel(_) | Mode::Cluster { .. });
-        let passes = |finding: &Finding| is_followed && finding.code == Code::RedisReplica;
-        let lasting = findings.into_iter().filter(|one| is_lasting(one) && !passes(one));
+        let lasting = findings.into_iter().filter(|one| is_lasting(one) && !self.passes(one));
         let named = |finding| of_target(&self.target, finding);
         let forbidden = forbidden.into_iter().map(|(rule, finding)| (rule, named(finding)));
         (lasting.map(named).collect(), forbidden.collect())
+    }
+
+    /// Whether a finding is of a failover: the server may have become a replica since the
+    /// Sentinels, or the nodes of its cluster, named it. They are asked again by themselves.
+    fn passes(&self, finding: &Finding) -> bool {
+        let is_followed =
+            matches!(self.target.redis.mode, Mode::Sentinel(_) | Mode::Cluster { .. });
+        is_followed && finding.code == Code::RedisReplica
     }
 
     /// Says in the log whether it is perhaps another database of this server that has the keys.
@@ -92,7 +95,9 @@ impl Fitness {
         let judged = self.needs.judge(&mut connection).await;
         let Judged { findings, forbidden, is_usable, .. } = judged;
         let named = |finding| of_target(&self.target, finding);
-        let lasting: Vec<Finding> = findings.into_iter().filter(is_lasting).map(named).collect();
+        let (passing, others): (Vec<Finding>, Vec<Finding>) =
+            findings.into_iter().partition(|one| self.passes(one));
+        let lasting: Vec<Finding> = others.into_iter().filter(is_lasting).map(named).collect();
         let mut told = BTreeSet::new();
         if let Some(first) = lasting.first() {
             let texts: Vec<&str> = lasting.iter().map(|one| one.message.as_str()).collect();
@@ -113,6 +118,7 @@ impl Fitness {
         before.difference(&told).for_each(|topic| self.health.over(topic));
         match lasting.first() {
             Some(first) if !is_usable => Err(first.message.clone()),
+            None if !passing.is_empty() => Err("it is a replica by now".to_owned()),
             _ => Ok(()),
         }
     }

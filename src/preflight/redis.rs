@@ -248,7 +248,7 @@ impl Needs {
             Ok(None) => return true,
             Err(error) => {
                 if !missing.takes(&error, ("cluster|nodes", &self.own)) {
-                    findings.push(refused(&error, "cluster nodes"));
+                    findings.push(refused(&error, "cluster nodes", self.is_cluster));
                 }
                 return false;
             }
@@ -273,7 +273,7 @@ impl Needs {
             if missing.takes(&error, (name, &self.own)) {
                 continue;
             }
-            let finding = refused(&error, name);
+            let finding = refused(&error, name, self.is_cluster);
             if !findings.contains(&finding) {
                 findings.push(finding);
             }
@@ -432,11 +432,12 @@ pub(super) fn is_denied(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }
 
-/// Why a command was refused, if that is no right.
-fn refused(error: &RedisError, command: &str) -> Finding {
+/// Why a command was refused, if that is no right. A primary of a cluster that is used as such may
+/// find itself outside for a while, as when it has come back.
+fn refused(error: &RedisError, command: &str, is_cluster: bool) -> Finding {
     let name = command.to_uppercase();
     match error.code() {
-        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => one_of_many(),
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") if !is_cluster => one_of_many(),
         _ if classify(error).kind() == Kind::Unsupported => {
             let message = format!("redis has no command `{name}`");
             let hint = "end its `rename-command` in the configuration of the server, or let \

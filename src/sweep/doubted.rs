@@ -1,6 +1,10 @@
 //! A Redis that is doubted again and again. Each sweep makes good what one doubt was about, so
 //! between two all is well; but a Redis that somebody else writes the watermark of, or empties, is
 //! swept for ever.
+//!
+//! One mishap counts once. Another server behind a connection is noticed there, and perhaps again
+//! by what the next connection finds. Parts of a cluster that were away come back one by one, and
+//! each of them without its data if none keeps any.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,12 +20,19 @@ const MANY: usize = 4;
 /// Within this time; and so long after the last one it is over.
 const WITHIN: Duration = Duration::from_secs(60);
 
+/// Parts that were away and come back without the watermark within this time are one mishap.
+const TOGETHER: Duration = Duration::from_secs(10);
+
 /// When a Redis was doubted.
 #[derive(Debug, Default)]
 pub(super) struct Doubted {
     /// The latest times, at most [`MANY`].
     times: VecDeque<Instant>,
     is_told: bool,
+    /// Whether the connection was ended for a doubt: what the next one finds is of the same mishap.
+    goes_on: bool,
+    /// When the last mishap of parts that were away began.
+    away: Option<Instant>,
 }
 
 impl Doubted {
@@ -36,6 +47,25 @@ impl Doubted {
         is_many
     }
 
+    /// A part that was away is back at `now` without the watermark. Says whether that is too often.
+    fn after_away(&mut self, now: Instant) -> bool {
+        if self.away.is_some_and(|began| now - began < TOGETHER) {
+            return false;
+        }
+        self.away = Some(now);
+        self.again(now)
+    }
+
+    /// The connection ends for the last doubt.
+    pub(super) fn goes_on(&mut self) {
+        self.goes_on = true;
+    }
+
+    /// There is a new connection. Says whether what it finds is counted already.
+    pub(super) fn connected(&mut self) -> bool {
+        std::mem::take(&mut self.goes_on)
+    }
+
     /// Whether what was told is over at `now`.
     fn is_over(&mut self, now: Instant) -> bool {
         let is_quiet = self.times.back().is_none_or(|last| now - *last > WITHIN);
@@ -46,9 +76,19 @@ impl Doubted {
 impl State {
     /// Redis has not what should stand there, or what it acknowledged.
     pub(super) fn doubts(&mut self) {
-        if !self.doubted.again(Instant::now()) {
-            return;
+        if self.doubted.again(Instant::now()) {
+            self.say_doubted();
         }
+    }
+
+    /// A part that was away is back, and has not what should stand there.
+    pub(super) fn doubts_who_was_away(&mut self) {
+        if self.doubted.after_away(Instant::now()) {
+            self.say_doubted();
+        }
+    }
+
+    fn say_doubted(&self) {
         let text = format!(
             "{} at {} is doubted again and again: it lost the watermark, or shows fewer removals \
              than it acknowledged",
@@ -89,5 +129,25 @@ mod tests {
         assert!(!doubted.is_over(at(200)), "once");
         assert!(!doubted.again(at(200)));
         assert!(!doubted.is_over(at(300)), "nothing was told");
+    }
+
+    #[test]
+    fn parts_that_come_back_together_are_one_mishap() {
+        let start = Instant::now();
+        let mut doubted = Doubted::default();
+        let mut back = |second| doubted.after_away(start + Duration::from_secs(second));
+        let told = [0, 1, 2, 3, 9].map(&mut back);
+        assert_eq!(told, [false; 5], "a cluster of five that was started anew");
+        // One that is emptied again and again is told.
+        assert_eq!([15, 30, 44].map(&mut back), [false, false, true]);
+    }
+
+    #[test]
+    fn what_ends_a_connection_is_counted_once() {
+        let mut doubted = Doubted::default();
+        assert!(!doubted.connected());
+        doubted.goes_on();
+        assert!(doubted.connected(), "the next one finds what it was about");
+        assert!(!doubted.connected());
     }
 }

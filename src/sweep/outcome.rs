@@ -351,6 +351,12 @@ impl State {
 
     /// Redis refuses something that is no rule's fault.
     pub(super) fn say_refuses(&self, error: &Error) {
+        // Whoever is there refuses nothing, or for the sake of who is not.
+        match (error, &self.away) {
+            (Error::Away(text, _), away) => return self.say_misses(away.as_ref().unwrap_or(text)),
+            (_, Some(away)) if error.kind() == Kind::Slot => return self.say_misses(away),
+            _ => {}
+        }
         let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
         let topic = Topic::Redis(self.target);
         self.health.refusal(topic, error.kind().as_str(), &text, error.hint());
@@ -439,7 +445,8 @@ impl State {
                 self.health.metrics().redis_up.get_or_create(&self.node).set(1);
             }
         }
-        self.away.clone_from(&found.away);
+        let was_away = std::mem::replace(&mut self.away, found.away.clone()).is_some();
+        let is_counted = self.doubted.connected();
         self.health.metrics().is_proven(&self.node, !found.is_unproven);
         self.refusals.soon(Instant::now());
         let judged = self.ward.connected(found, self.refill.floor());
@@ -455,8 +462,10 @@ impl State {
             }
             Err(doubt) => {
                 // A first start is none.
-                if doubt.reason() == Broken::WatermarkLost {
-                    self.doubts();
+                match doubt.reason() == Broken::WatermarkLost {
+                    true if was_away => self.doubts_who_was_away(),
+                    true if !is_counted => self.doubts(),
+                    _ => {}
                 }
                 self.report(Event::ResyncOwed(doubt)).await;
             }
@@ -516,10 +525,11 @@ impl State {
     /// Counts an error. Says whether the connection is lost by it.
     pub(super) async fn failed(&mut self, error: &Error) -> bool {
         self.count_error(error.kind());
-        if error.kind() == Kind::Swapped {
+        if error.kind() == Kind::Swapped && self.away.is_none() {
             self.doubts();
+            self.doubted.goes_on();
         }
-        if matches!(error, Error::Refused(..)) {
+        if !matches!(error, Error::Lost(..)) {
             return false;
         }
         self.say_lost(error);

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Event;
 use super::job::{Job, Member, Tally};
-use super::redis::node::{Error, Kind};
+use super::redis::node::{Error, Kind, PART_HINT};
 use super::redis::pass::Noted;
 use super::samples::Samples;
 use super::shared::RefusedOf;
@@ -202,9 +202,7 @@ impl State {
 
     pub(super) fn say_misses(&self, away: &str) {
         let text = format!("a part of {} is away, and its keys wait: {away}", self.title);
-        let hint = "`redis-cli --cluster check` tells how the cluster is, if `redis.mode` says \
-                    that it is one; nothing is confirmed meanwhile";
-        self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
+        self.health.trouble(Topic::Redis(self.target), &text, Some(PART_HINT));
         self.health.metrics().redis_up.get_or_create(&self.node).set(0);
     }
 }

@@ -248,7 +248,7 @@ pub(super) async fn find<N: Node>(node: &N, own: &str) -> Result<Found, Error> {
 fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
     match outcome {
         Ok(value) => Ok(Some(value)),
-        Err(Error::Refused(error, _)) => {
+        Err(Error::Refused(error, _) | Error::Away(error, _)) => {
             tracing::debug!(%error, "redis refuses the fingerprints of the rules");
             Ok(None)
         }

@@ -467,8 +467,12 @@ impl State {
     }
 
     pub(super) fn say_takes(&self) {
-        if !self.unlinks.has_failed() && !self.scans.has_failed() {
-            self.health.over(&Topic::Redis(self.target));
+        if self.unlinks.has_failed() || self.scans.has_failed() {
+            return;
+        }
+        match &self.away {
+            Some(away) => self.say_misses(away),
+            None => self.health.over(&Topic::Redis(self.target)),
         }
     }
 

@@ -485,6 +485,93 @@ async fn a_primary_that_is_away_holds_up_its_own_keys_alone() {
     }
 }
 
+/// A primary without persistence that dies twice: what is told names the one that is away, and
+/// nothing that is not so.
+#[tokio::test]
+async fn a_primary_that_comes_back_empty_twice_is_told_as_that_alone() {
+    let mut shop = Shop::with(3, 0, &["--cluster-require-full-coverage", "no"]).await;
+    let mut sidecar = Sidecar::set_up(shop.settings()).await;
+    shop.bed.settled().await;
+    let away = format!("127.0.0.1:{}", shop.cluster.node(1).unwrap().port());
+    let (mut own, mut others) = (String::new(), Vec::new());
+    for id in 1..60 {
+        let item = format!("item:{id}");
+        if shop.place(&item).await.1 == 1 {
+            own = item;
+        }
+    }
+    for _ in 0..2 {
+        shop.cluster.node_mut(1).unwrap().kill9().await.unwrap();
+        shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
+        let page = async || sidecar.get("/readyz").await.unwrap();
+        let is_told = async || {
+            let (status, page) = page().await;
+            status == 503 && page.contains("a part of redis is away") && page.contains(&away)
+        };
+        eventually(PATIENCE, "the page names who is away", is_told).await;
+        // Passes are tried meanwhile, and removals of what waits.
+        for _ in 0..20 {
+            let page = page().await.1;
+            let is_so =
+                page.contains("a part of redis is away") && page.contains("--cluster check");
+            others.extend((!is_so).then_some(page));
+            sleep(Duration::from_millis(200)).await;
+        }
+        let said = text(&sidecar.command(&["why", &own]));
+        assert!(said.contains("`/readyz` says why"), "{said}");
+        shop.cluster.node_mut(1).unwrap().start_again().await.unwrap();
+        shop.cluster.settled().await.unwrap();
+        sidecar.wait_ready().await;
+        shop.bed.settled().await;
+    }
+    let log = sidecar.log().join("\n");
+    assert_eq!(log.matches("sweeping everything: redis lost the watermark").count(), 2, "{log}");
+    let untrue = [
+        "refuses removals",
+        "is doubted again and again",
+        "reaches one node of a cluster",
+        "reaches a replica",
+        "the slot has arrived",
+    ];
+    let told = untrue.iter().filter(|words| log.contains(*words)).collect::<Vec<_>>();
+    assert_eq!(told, [&""; 0], "{log}");
+    assert_eq!(others, [""; 0], "it says so all the time");
+}
+
+/// Where one primary that is away lets all refuse, none is taken for a server by itself.
+#[tokio::test]
+async fn a_cluster_that_is_down_is_not_taken_for_one_node() {
+    let mut shop = Shop::start(3, 0).await;
+    let mut sidecar = Sidecar::set_up(shop.settings()).await;
+    shop.bed.settled().await;
+    shop.cluster.node_mut(1).unwrap().kill9().await.unwrap();
+    shop.change(1).await;
+    let is_down = async || {
+        let (mut node, mut set) = (shop.connect(0).await, cmd("SET"));
+        set.arg("item:1").arg("x");
+        let outcome = set.query_async::<Value>(&mut node).await;
+        outcome.is_err_and(|error| error.code() == Some("CLUSTERDOWN"))
+    };
+    eventually(PATIENCE, "the cluster is down", is_down).await;
+    let away = format!("127.0.0.1:{}: ", shop.cluster.node(1).unwrap().port());
+    let page = async || sidecar.get("/readyz").await.unwrap().1;
+    eventually(PATIENCE, "it is told", async || page().await.contains(&away)).await;
+    // Also by whoever connects meanwhile, while all others refuse.
+    for _ in 0..20 {
+        let page = page().await;
+        assert!(page.contains(&away), "{page}");
+        sleep(Duration::from_millis(200)).await;
+    }
+    let checked = text(&sidecar.command(&["check"]));
+    shop.cluster.node_mut(1).unwrap().start_again().await.unwrap();
+    shop.cluster.settled().await.unwrap();
+    sidecar.wait_ready().await;
+    shop.bed.settled().await;
+    let log = sidecar.log().join("\n");
+    let untrue = "reaches one node of a cluster";
+    assert!(!log.contains(untrue) && !checked.contains(untrue), "{checked}\n{log}");
+}
+
 /// Also of commits whose keys are elsewhere: the watermark of the primary that is away cannot move.
 #[tokio::test]
 async fn nothing_is_confirmed_while_a_primary_is_away() {

@@ -9,8 +9,8 @@ use redis::aio::MultiplexedConnection;
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{
-    Bed, Endpoint, Eval, ITEM_RULES, Keys, PATIENCE, Scan, Settings, Sidecar, Tricks, always,
-    eventually, text,
+    Bed, Endpoint, Eval, ITEM_RULES, Keys, PATIENCE, Scan, Settings, Sidecar, Spread, Tricks,
+    always, eventually, text,
 };
 
 /// How the log says that nothing is proven.
@@ -141,6 +141,30 @@ async fn keys_go_from_every_server_behind_one_that_splits_commands() {
 async fn keys_go_from_every_server_behind_one_that_refuses_several_slots() {
     let shop = Shop::start(3, Tricks::SERVERLESS).await;
     keys_go_from_every_server(&shop).await;
+}
+
+/// A hash that is linear puts names that are much alike on one server.
+#[tokio::test]
+async fn keys_go_from_every_server_behind_one_that_spreads_them_by_crc32() {
+    let shop = Shop::start(2, Tricks { spread: Spread::Crc32, ..Tricks::ENVOY }).await;
+    keys_go_from_every_server(&shop).await;
+}
+
+/// It is recognised at once, also with a hash tag in the prefix, which such a proxy ignores.
+#[tokio::test]
+async fn servers_show_themselves_however_keys_are_spread() {
+    let shop = Shop::start(2, Tricks::ENVOY).await;
+    let mut sidecar = Sidecar::new(shop.settings());
+    sidecar.setup();
+    for redis in ["", "prefix = \"{shop}\""] {
+        sidecar.change(|settings| settings.redis = redis.to_owned());
+        for spread in [Spread::Crc32, Spread::Fnv1a, Spread::Sum] {
+            shop.endpoint.switch(|tricks| tricks.spread = spread);
+            let output = sidecar.command(&["check"]);
+            let told = text(&output);
+            assert!(told.contains("redis_shards"), "{spread:?}, {redis}: {told}");
+        }
+    }
 }
 
 /// A server goes back to what it had saved, while nobody is connected and while somebody is: the

@@ -279,6 +279,7 @@ async fn a_key_that_redis_refuses_is_not_told_as_removed() {
     bed.sql.run("update item set version = 1 where id = 1").await;
     says(&sidecar, "item:1", "was removed, or Redis refused to, ").await;
     says(&sidecar, "item:1", "Redis refused some keys of this removal, this one or others").await;
+    assert_says(&sidecar, "item:1", 0, &["and `/readyz` says why it does not"]);
     assert!(bed.has("item:1").await);
     set(&["~*"]).await;
     bed.gone("item:1").await;

@@ -1,5 +1,6 @@
-//! One address behind which keys are on several real Redis servers, by their slots: what Envoy, a
-//! proxy of another kind or a managed serverless Redis is to its clients. It takes no password.
+//! One address behind which keys are on several real Redis servers, by their slots or by another
+//! hash: what Envoy, a proxy of another kind or a managed serverless Redis is to its clients. It
+//! takes no password.
 //!
 //! It runs on a thread of its own. What it does with commands may be switched at any time and holds
 //! for every command that comes after.
@@ -50,6 +51,20 @@ pub(crate) enum Eval {
     Missing,
 }
 
+/// The way keys are spread among servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// By slots: each server has a part of them, and hash tags count.
+    Slots,
+    /// By the remainder of CRC-32 of the whole name: its last bit is the parity of some bits of the
+    /// name.
+    Crc32,
+    /// By the remainder of FNV-1a of the whole name: its last bit is the parity of all last bits.
+    Fnv1a,
+    /// By the remainder of the sum of all bytes.
+    Sum,
+}
+
 /// Everything that may be switched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tricks {
@@ -62,6 +77,7 @@ pub(crate) struct Tricks {
     pub(crate) client: bool,
     /// Whether HELLO is there. Then CLIENT TRACKING may be turned on, and of nothing is told.
     pub(crate) hello: bool,
+    pub(crate) spread: Spread,
 }
 
 impl Tricks {
@@ -73,6 +89,7 @@ impl Tricks {
         info: false,
         client: false,
         hello: false,
+        spread: Spread::Slots,
     };
 
     /// As a managed serverless Redis.
@@ -83,6 +100,7 @@ impl Tricks {
         info: true,
         client: true,
         hello: false,
+        spread: Spread::Slots,
     };
 }
 
@@ -175,8 +193,26 @@ impl Endpoint {
 
 impl Shared {
     fn place(&self, key: &[u8]) -> usize {
-        usize::from(slot_of(key)) * self.ports.len() / 16_384
+        let hash = match self.tricks.lock().unwrap().spread {
+            Spread::Slots => return usize::from(slot_of(key)) * self.ports.len() / 16_384,
+            Spread::Crc32 => crc32(key),
+            Spread::Fnv1a => key
+                .iter()
+                .fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619)),
+            Spread::Sum => key.iter().map(|byte| u32::from(*byte)).sum(),
+        };
+        usize::try_from(hash).unwrap() % self.ports.len()
     }
+}
+
+/// CRC-32, as zlib has it.
+fn crc32(bytes: &[u8]) -> u32 {
+    let crc = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0xEDB8_8320 }
+        })
+    });
+    !crc
 }
 
 /// The slot of a key, as a cluster has it.

@@ -21,7 +21,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep_stage::throwaway::Postgres;
 
 pub(crate) use self::bed::{Bed, ITEM_RULES};
-pub(crate) use self::endpoint::{Endpoint, Eval, Keys, Scan, Tricks};
+pub(crate) use self::endpoint::{Endpoint, Eval, Keys, Scan, Spread, Tricks};
 pub(crate) use self::least::KEEP_THEIR_LOGIN;
 pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};

@@ -93,9 +93,12 @@ fn sentence(subject: &str, removal: &Removal, known: &Known) -> String {
 fn refused(removal: &Removal) -> String {
     match (removal.partly_refused, removal.refused_gone) {
         (false, _) => String::new(),
-        (true, None) => "; Redis refused some keys of this removal, this one or others: they stay \
-                         until it takes them, and `/readyz` says which right is missing"
-            .to_owned(),
+        (true, None) => {
+            "; Redis refused some keys of this removal, this one or others, or is away \
+                         with them: they stay until it takes them, and `/readyz` says why it does \
+                         not"
+            .to_owned()
+        }
         (true, Some(gone)) => format!(
             "; Redis refused some keys of this removal at first, this one or others: they are gone \
              since {gone}"

@@ -7,17 +7,23 @@
 //! where they are on several. What splits commands of several keys by itself shows itself in that,
 //! too, for no script can be split.
 //!
+//! Who spreads keys by another hash than that of slots sends names that differ in a digit or two
+//! perhaps all to one server: many hashes, such as CRC-32, are linear. So the names end in what
+//! SHA-256 gives, and are as unlike each other as names that were drawn.
+//!
 //! Nothing proves there that no removal is lost: the watermark is on one of the servers, and of
 //! others that go back it shows nothing. So it says of itself there that it is no evidence.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, ServerError, ToRedisArgs, Value, cmd};
+use sha2::{Digest, Sha256};
 
 use super::connect::classify;
 use super::node::{Error, Kind};
 use super::slots::slot_of;
 
-/// How many keys the script counts: servers with a sixteenth of the slots, or less, may hide.
+/// How many keys the script counts: a sample. Who spreads keys evenly to two servers hides from it
+/// once in 32,768 times; a server with a sixteenth of the keys, or less, may well hide.
 const PROBES: u16 = 16;
 
 /// Counts those of its keys that it finds, by `GET`, which walsweep may do anyway; -1 where the
@@ -39,8 +45,11 @@ const PROBE_TTL_MS: u32 = 10_000;
 /// How long the keys live that SCAN has to show: longer than a pass.
 const MARK_TTL_SECONDS: u32 = 3_600;
 
-/// Names that are tried for keys of different slots. A hash tag in the prefix gives all the same.
+/// Names that are tried for keys of different slots.
 const TRIES: u32 = 4_096;
+
+/// Digits that make names unlike each other, two of each byte.
+const DIGITS: usize = 16;
 
 /// SCAN calls of `check`, and what each looks at: some ten milliseconds of the server's time.
 const CALLS: (u32, u32) = (200, 500);
@@ -176,21 +185,33 @@ fn failure(reply: &Value) -> Option<&ServerError> {
     }
 }
 
-/// Names of keys beside the watermark whose slots lie in as many equal parts of all.
+/// Names of keys beside the watermark whose slots lie in as many equal parts of all. A hash tag in
+/// the prefix gives all of them one slot; they still tell who spreads keys by their whole names.
 pub(super) fn names(watermark: &str, kind: &str, count: u16) -> Vec<String> {
     let mut names = vec![None; usize::from(count)];
+    let mut others = Vec::new();
     for number in 0..TRIES {
-        let name = format!("{watermark}:{kind}:{number}");
+        let name = format!("{watermark}:{kind}:{}", unlike(number));
         let part = u32::from(slot_of(name.as_bytes())) * u32::from(count) / 16_384;
         let part = usize::try_from(part).ok().and_then(|part| names.get_mut(part));
-        if let Some(place @ None) = part {
-            *place = Some(name);
+        match part {
+            Some(place @ None) => *place = Some(name),
+            _ if others.len() < usize::from(count) => others.push(name),
+            _ => {}
         }
         if names.iter().all(Option::is_some) {
             break;
         }
     }
-    names.into_iter().flatten().collect()
+    let found: Vec<String> = names.into_iter().flatten().collect();
+    let missing = usize::from(count).saturating_sub(found.len());
+    found.into_iter().chain(others.into_iter().take(missing)).collect()
+}
+
+/// Digits of a number that differ as if drawn from those of every other one.
+fn unlike(number: u32) -> String {
+    let digest = Sha256::digest(number.to_string());
+    digest.iter().take(DIGITS / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Names of the keys that SCAN has to show.
@@ -278,9 +299,11 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use redis::{Value, parse_redis_value};
 
-    use super::{Endpoint, judge, names, slot_of};
+    use super::{Endpoint, MARKS, PROBES, judge, names, slot_of};
 
     fn reply(text: &str) -> Value {
         parse_redis_value(format!("{text}\r\n").as_bytes()).unwrap()
@@ -293,7 +316,53 @@ mod tests {
             let parts = names.iter().map(|name| slot_of(name.as_bytes()) / (16_384 / count));
             assert_eq!(parts.collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
         }
-        assert_eq!(names("{a}walsweep:s", "check", 16).len(), 1, "all have the slot of the tag");
+        let tagged = names("{a}walsweep:s", "check", 16);
+        let slots: BTreeSet<u16> = tagged.iter().map(|name| slot_of(name.as_bytes())).collect();
+        assert_eq!((tagged.len(), slots.len()), (16, 1), "all have the slot of the tag");
+        let all: BTreeSet<&String> = tagged.iter().collect();
+        assert_eq!(all.len(), 16, "each is another one");
+    }
+
+    /// Hashes by which proxies spread keys, of which many are linear: with names that differ in a
+    /// digit or two, some put all on one server.
+    #[test]
+    fn no_usual_hash_puts_all_probes_on_one_server() {
+        let fold =
+            |start: u32, step: fn(u32, u8) -> u32| move |name: &str| name.bytes().fold(start, step);
+        let crc32 = |crc: u32, byte: u8| {
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+                if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0xEDB8_8320 }
+            })
+        };
+        let crc16 = |crc: u32, byte: u8| {
+            (0..8).fold(crc ^ (u32::from(byte) << 8), |crc, _| {
+                let next = crc << 1;
+                (if crc & 0x8000 == 0 { next } else { next ^ 0x1021 }) & 0xFFFF
+            })
+        };
+        let fnv1a = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
+        let hashes = [
+            ("crc32", fold(u32::MAX, crc32)),
+            ("crc16", fold(0, crc16)),
+            ("fnv1a", fold(0x811C_9DC5, fnv1a)),
+            ("djb2", fold(5_381, |hash, byte| hash.wrapping_mul(33) ^ u32::from(byte))),
+            ("sum", fold(0, |sum, byte| sum + u32::from(byte))),
+            ("xor", fold(0, |all, byte| all ^ u32::from(byte))),
+            ("last", fold(0, |_, byte| u32::from(byte))),
+        ];
+        for watermark in ["walsweep:walsweep", "walsweep:s", "shop:walsweep:eu", "{a}walsweep:s"] {
+            for (kind, count) in [("check", PROBES), ("mark", MARKS)] {
+                let names = names(watermark, kind, count);
+                for (hash_name, hash) in &hashes {
+                    for servers in [2, 3, 4, 8] {
+                        let places: BTreeSet<u32> =
+                            names.iter().map(|name| hash(name) % servers).collect();
+                        let what = format!("{watermark}:{kind}, {hash_name} % {servers}");
+                        assert!(places.len() > 1, "{what}: all on one server");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -237,7 +237,7 @@ async fn trim<R: Removes>(
     for names in names.chunks(COMMAND_NAMES) {
         let verb = Verb::Trim(inside, names.to_vec());
         match node.act(&[Act { key, verb }]).await {
-            Ok(_) | Err(Error::Refused(..)) => {}
+            Ok(_) | Err(Error::Refused(..) | Error::Away(..)) => {}
             Err(lost) => return Err(lost),
         }
     }

@@ -312,6 +312,10 @@ pub enum Replaced {
     No(Option<Vec<u8>>),
 }
 
+/// The hint where a part of it is away.
+pub(in crate::sweep) const PART_HINT: &str = "`redis-cli --cluster check` tells how the cluster \
+    is, if `redis.mode` says that it is one; nothing is confirmed meanwhile";
+
 /// Why Redis did not do what was asked. Nothing is confirmed; it is asked again.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -322,6 +326,9 @@ pub enum Error {
     /// Redis answered with an error; the connection stands.
     #[error("{0}")]
     Refused(String, Kind),
+    /// A part of it is away, which the text names; the connections to the others stand.
+    #[error("{0}")]
+    Away(String, Kind),
 }
 
 /// Classes of errors, the closed label set of `walsweep_redis_errors_total`.
@@ -450,19 +457,24 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Lost(_, kind) | Error::Refused(_, kind) => *kind,
+            Error::Lost(_, kind) | Error::Refused(_, kind) | Error::Away(_, kind) => *kind,
         }
     }
 
     fn message(&self) -> &str {
         match self {
-            Error::Lost(message, _) | Error::Refused(message, _) => message,
+            Error::Lost(message, _) | Error::Refused(message, _) | Error::Away(message, _) => {
+                message
+            }
         }
     }
 
     /// Says what an operator can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
+        if matches!(self, Error::Away(..)) {
+            return Some(PART_HINT);
+        }
         match self.kind() {
             Kind::NoPerm => Some(
                 "`walsweep check` prints the `acl setuser` line with every right that rules need",
@@ -487,8 +499,8 @@ impl Error {
                  one of them another name, or a `prefix`",
             ),
             Kind::Slot => Some(
-                "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
-                 tells what is wrong with the cluster",
+                "it passes when the slot has arrived, or the primary that is away is back; if it \
+                 lasts, `redis-cli --cluster check` tells what is wrong with the cluster",
             ),
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \

@@ -17,7 +17,7 @@ impl Cluster {
     /// says so.
     pub(super) fn lose(&self, shard: &Shard, error: Error) -> Error {
         match refused(error) {
-            error @ Error::Refused(..) => error,
+            error @ (Error::Refused(..) | Error::Away(..)) => error,
             lost @ Error::Lost(..) => self.leave(shard, &lost),
         }
     }
@@ -34,9 +34,9 @@ impl Cluster {
             let mut by_id = shards.by_id.clone();
             by_id.remove(&shard.id);
             self.shards.replace(Rc::new(Shards { map: Rc::clone(&shards.map), by_id }));
-            self.away.borrow_mut().insert(shard.id.clone(), told.clone());
+            self.away.borrow_mut().insert(shard.id.clone(), (error.kind(), told.clone()));
         }
-        Error::Refused(told, error.kind())
+        Error::Away(told, error.kind())
     }
 
     /// Whether all slots have a primary that is connected.
@@ -46,7 +46,7 @@ impl Cluster {
     /// Says which have not.
     pub(super) fn is_whole(&self) -> Result<(), Error> {
         match Node::away(self) {
-            Some(away) => Err(Error::Refused(away, Kind::Slot)),
+            Some(away) => Err(Error::Away(away, Kind::Slot)),
             None => Ok(()),
         }
     }
@@ -80,7 +80,7 @@ impl Cluster {
     /// A primary cannot be connected to.
     pub(super) fn not_there(&self, primary: &Member, error: &Error) {
         let told = format!("{}: {error}", primary.address);
-        self.away.borrow_mut().insert(primary.id.clone(), told);
+        self.away.borrow_mut().insert(primary.id.clone(), (error.kind(), told));
     }
 
     /// Slots that are nobody's are away, too; a primary that no key is with, or comes to, is not.
@@ -92,7 +92,7 @@ impl Cluster {
             true => {}
             false => {
                 let told = format!("no primary of the cluster has the slots {missing}");
-                away.insert(NOBODY.to_owned(), told);
+                away.insert(NOBODY.to_owned(), (Kind::Slot, told));
             }
         }
     }

@@ -76,7 +76,7 @@ pub struct Cluster {
     index: Option<(KeySet, usize, usize)>,
     shards: RefCell<Rc<Shards>>,
     /// Primaries with slots that are not connected, by id, each with the reason.
-    away: RefCell<BTreeMap<String, String>>,
+    away: RefCell<BTreeMap<String, (Kind, String)>>,
     /// Primaries without a slot that keys are on their way to.
     guests: RefCell<BTreeMap<String, Rc<Shard>>>,
     /// Addresses of its primaries, for when none of the configuration answers.
@@ -214,7 +214,7 @@ impl Cluster {
             }
             Err(error) => {
                 self.not_there(primary, &error);
-                Err(Error::Refused(error.to_string(), error.kind()))
+                Err(Error::Away(error.to_string(), error.kind()))
             }
         }
     }
@@ -390,10 +390,10 @@ impl Node for Cluster {
 
     fn away(&self) -> Option<String> {
         let away = self.away.borrow();
-        let mut told = away.values().cloned();
-        let first = told.next()?;
-        Some(match told.count() {
-            0 => first,
+        // One that is there and finds the cluster down is so for the sake of another.
+        let (_, first) = away.values().min_by_key(|(kind, _)| *kind == Kind::Slot)?;
+        Some(match away.len() - 1 {
+            0 => first.clone(),
             more => format!("{first}, and {more} more"),
         })
     }
@@ -472,7 +472,8 @@ impl Node for Cluster {
             }
         }
         if let Some(error) = failed.filter(|_| there == 0) {
-            return Err(error);
+            let away = Node::away(self).filter(|_| error.kind() == Kind::Slot);
+            return Err(away.map_or(error, |away| Error::Lost(away, Kind::Slot)));
         }
         let shards = self.shards();
         let values = shards.values(&self.proven.borrow());

@@ -332,7 +332,7 @@ impl Primary for Standalone {
             Ok(info) => Ok(scan_time(&info)),
             Err(error) => match classify(&error) {
                 // Not every server, and not every user, is told.
-                Error::Refused(..) => Ok(None),
+                Error::Refused(..) | Error::Away(..) => Ok(None),
                 lost @ Error::Lost(..) => Err(lost),
             },
         }
