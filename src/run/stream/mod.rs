@@ -502,7 +502,8 @@ impl<'a> Stream<'a> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        if !listening {
+        // Nor did it listen while this process stood still.
+        if !listening || health.standstill().lately().is_some() {
             self.listening_since = now;
         }
         let silent = self.silent(now);
