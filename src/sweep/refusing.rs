@@ -163,8 +163,14 @@ impl State {
             waits(exact, patterns, "")
         );
         let (empty, prefix) = (self.refill.empty_keys(), self.prefix.as_bytes().escape_ascii());
-        let rights: Vec<String> =
-            empty.widest(rule).map(|key| format!("~{prefix}{}", key.escape_ascii())).collect();
+        // Several templates may give keys of one form, such as a key and a tag of it.
+        let mut rights: Vec<String> = Vec::new();
+        for key in empty.widest(rule) {
+            let right = format!("~{prefix}{}", key.escape_ascii());
+            if !rights.contains(&right) {
+                rights.push(right);
+            }
+        }
         let hint = format!(
             "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
              these keys need {} +unlink +scan{}",
