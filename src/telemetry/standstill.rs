@@ -15,7 +15,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// A timer that is later than this was held up by no other work.
 const STILL_MIN: Duration = Duration::from_secs(5);
 
-/// What ends within this time after it may have ended by it.
+/// A session that ends within this time after it may have ended by it.
 const AFTERMATH: Duration = Duration::from_secs(15);
 
 /// The hint for a person where it stood still.

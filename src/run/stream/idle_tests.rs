@@ -65,8 +65,8 @@ async fn stream_and_look(
     stream_beside(answers, period, |_| std::future::ready(())).await
 }
 
-/// Streams like [`stream`], beside something with the metrics; gives besides what is wrong at its end, by `/readyz`, and the age of
-/// what may be unconfirmed.
+/// Streams like [`stream`], beside something with the metrics; gives besides what is wrong at its
+/// end, by `/readyz`, and the age of what may be unconfirmed.
 async fn stream_beside<F: Future<Output = ()> + 'static>(
     answers: bool,
     period: Duration,

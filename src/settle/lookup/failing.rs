@@ -21,7 +21,7 @@ pub(super) struct Failing {
 }
 
 struct Failed {
-    /// What is tried again.
+    /// The row that is tried again.
     one: Wanted,
     /// When a row failed that keys waited for.
     at: Instant,
@@ -46,7 +46,7 @@ impl Failing {
         (!self.lookups.is_empty()).then_some(self.again_at)
     }
 
-    /// What is to be tried again now.
+    /// The rows that are to be tried again now.
     pub(super) fn due(&self) -> Vec<Wanted> {
         let is_due = self.again_at().is_some_and(|again| again <= Instant::now());
         let due = self.lookups.values().filter(|_| is_due);

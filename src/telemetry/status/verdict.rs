@@ -438,7 +438,7 @@ mod tests {
             ),
             (
                 refused(),
-                "redis at a:1 gives no list of its keys (SCAN shows 21 of 64 keys not): 1 pattern of \
+                "redis at a:1 gives no list of its keys (SCAN shows 21 of 64 not): 1 pattern of \
                  rule `item` cannot be looked for, and wait",
                 unknown,
             ),
