@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// A timer that is later than this was held up by no other work.
-const STILL_MIN: Duration = Duration::from_secs(5);
+const STILL_MIN: Duration = Duration::from_secs(10);
 
 /// A session that ends within this time after it may have ended by it.
 const AFTERMATH: Duration = Duration::from_secs(15);
