@@ -19,6 +19,8 @@ pub struct Failure {
     pub status: u8,
     message: String,
     hint: Option<String>,
+    /// The section of the runbook about it, as the anchor of its heading.
+    section: Option<&'static str>,
     /// Whether there is nothing to say: the log or standard output has it already, or nobody reads.
     pub is_said: bool,
 }
@@ -27,12 +29,12 @@ impl Failure {
     /// A failure that a person has to look at.
     #[must_use]
     pub fn halted(message: String) -> Failure {
-        Failure { status: 1, message, hint: None, is_said: false }
+        Failure { status: 1, message, hint: None, section: None, is_said: false }
     }
 
     /// A command that has said on standard output why it ends with this status.
     pub(super) fn told(status: u8) -> Failure {
-        Failure { status, message: String::new(), hint: None, is_said: true }
+        Failure { status, message: String::new(), hint: None, section: None, is_said: true }
     }
 
     /// Standard output cannot be written to. A reader that went away has what he wanted, as `head`
@@ -57,6 +59,11 @@ impl Failure {
         Failure { hint: hint.map(Into::into), ..self }
     }
 
+    /// Leads to a section of the runbook. The file is named: who runs it may answer nothing.
+    pub(super) fn with_section(self, section: &'static str) -> Failure {
+        Failure { section: Some(section), ..self }
+    }
+
     /// Says it as the log's last line, where machines read that and expect nothing else.
     pub(super) fn in_log(self, log: &Log) -> Failure {
         let is_said = log.format == LogFormat::Json && tracing::enabled!(Level::ERROR);
@@ -71,7 +78,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)?;
-        self.hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
+        self.hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))?;
+        let mut sections = self.section.iter();
+        sections.try_for_each(|name| write!(formatter, "\n  read: docs/runbook.md#{name}"))
     }
 }
 

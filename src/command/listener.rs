@@ -65,8 +65,8 @@ impl Page {
             ),
             Page::Silent => (
                 format!("a process listens there, and does not answer within {seconds} s"),
-                "it is stopped, or hangs: `ss -ltnp` names it; if it is walsweep and stays so, \
-                 restart it: it goes on where it stood",
+                "it is stopped, or hangs: `ss -ltnp` names it; if it is walsweep, and `ps -o stat` \
+                 shows `T`, let it go on (`kill -CONT`); else restart it",
             ),
             Page::Answer(_) | Page::Nobody => (
                 "no walsweep answers there".to_owned(),
@@ -75,7 +75,11 @@ impl Page {
             ),
         };
         let message = format!("ask at `http.listen` `{address}`: {what}");
-        Failure::halted(message).with_hint(Some(hint))
+        let failure = Failure::halted(message).with_hint(Some(hint));
+        match self {
+            Page::Silent => failure.with_section("walsweep-does-not-start"),
+            Page::Answer(_) | Page::Nobody => failure,
+        }
     }
 }
 

@@ -36,6 +36,7 @@ use crate::source::between::{Between, has_heir};
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
+use crate::telemetry::standstill;
 use crate::telemetry::status::Facts;
 use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, Phase, Topic};
@@ -77,6 +78,8 @@ impl Program {
     ///
     /// What a person has to look at; everything else is tried again.
     pub async fn run(&mut self) -> Result<(), Error> {
+        let health = Arc::clone(&self.health);
+        let _watch = spawn(async move { health.standstill().watch().await });
         self.check_redis().await?;
         let mut course = Course::default();
         let mut between = self.between(&course);
@@ -306,7 +309,16 @@ impl Program {
                     seconds => format!("; trying again within {seconds} s"),
                 };
                 course.ended = error.in_words();
-                let text = format!("{what}{again}: {}{within}", course.ended);
+                let still = self.health.standstill().lately().filter(|_| !error.is_intended());
+                let text = match still {
+                    // Whatever it waited for had no answer from it either.
+                    Some(still) => format!(
+                        "this process stood still for {} s; since then {what}{again}: {}{within}",
+                        still.as_secs(),
+                        course.ended
+                    ),
+                    None => format!("{what}{again}: {}{within}", course.ended),
+                };
                 tracing::debug!(wait = ?course.attempts.wait(), "{text}");
                 self.health.set(Phase::Connecting);
                 match &error {
@@ -315,6 +327,9 @@ impl Program {
                     {
                         let hint = error.hint();
                         self.health.interruption(Topic::Session, &text, hint.as_deref());
+                    }
+                    _ if still.is_some() => {
+                        self.health.trouble(Topic::Session, &text, Some(standstill::HINT));
                     }
                     _ => self.health.trouble_with(Topic::Session, &text, error.cure()),
                 }

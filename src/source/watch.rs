@@ -352,7 +352,8 @@ async fn trials(config: &Config, rules: &Rules) -> Result<Vec<Trial>, Error> {
 fn tell_doubts(rules: &Rules, trials: &[Trial], health: &Health) -> bool {
     let mut doubts = false;
     for (lookup, trial) in rules.lookups().iter().zip(trials) {
-        let topic = Topic::Lookup(lookup.name.as_str().into());
+        // That it can be tried says nothing of the rows that it fails for.
+        let topic = Topic::Untried(lookup.name.as_str().into());
         match trial {
             Trial::Locked(finding) => {
                 health.trouble(topic, &finding.message, finding.hint.as_deref());

@@ -6,6 +6,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,6 +23,9 @@ use super::works::Work;
 use crate::keys::{KeySet, Reach, RuleId};
 use crate::telemetry::Topic;
 
+/// How far apart tries of a message are that Redis refuses.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(5);
+
 /// Jobs whose pages were read, the pace, and of each job what went.
 pub(super) type PagesDone = (Vec<Job>, Pace, Result<Vec<Tally>, Error>);
 
@@ -31,6 +35,10 @@ pub(super) struct Inside {
     /// How much a page may look at; away while pages are read.
     pace: Option<Pace>,
     pub(super) publisher: Arc<Publisher>,
+    /// The message that is being told.
+    told: Option<Arc<String>>,
+    /// The last one that Redis refused, and when it is told again.
+    refused: Option<(Arc<String>, Instant)>,
 }
 
 impl Inside {
@@ -43,6 +51,8 @@ impl Inside {
             waiting: Passes::new(pages),
             pace: Some(pace(settings.max_stall)),
             publisher: Arc::new(publisher),
+            told: None,
+            refused: None,
         };
         (inside, passes)
     }
@@ -206,24 +216,45 @@ impl State {
         );
     }
 
-    /// The next message of the channel.
-    pub(super) fn next_message<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, Result<(), Error>> {
-        let message = self.inside.publisher.next()?;
+    /// The next message of the channel. Where none waits, the last one that was refused: a right
+    /// that is given shows by nothing else.
+    pub(super) fn next_message<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        now: Instant,
+    ) -> Work<'a, Result<(), Error>> {
+        let inside = &mut self.inside;
+        let message = inside.publisher.next().map(Arc::new).or_else(|| {
+            let (message, _) = inside.refused.take_if(|(_, again)| *again <= now)?;
+            Some(message)
+        })?;
+        inside.told = Some(Arc::clone(&message));
         Some(Box::pin(async move { node.publish(&message).await }))
+    }
+
+    /// When the message that was refused last is told again.
+    pub(super) fn publish_again(&self) -> Option<Instant> {
+        self.inside.refused.as_ref().map(|(_, again)| *again)
     }
 
     /// A message was told, or was not: nothing waits for that.
     pub(super) fn published(&mut self, outcome: Result<(), Error>) {
         let topic = Topic::Publish(self.target);
+        let told = self.inside.told.take();
         let dropped = self.inside.publisher.take_dropped();
         let metrics = self.health.metrics();
         match outcome {
             Ok(()) => {
                 metrics.published(true, 1);
                 metrics.published(false, dropped);
+                self.inside.refused = None;
                 self.health.over(&topic);
             }
             Err(error) => {
+                // What came to nothing in another way may have been told: each is told once.
+                let is_refused = matches!(error, Error::Refused(..));
+                let again = Instant::now() + PUBLISH_AGAIN;
+                self.inside.refused = told.filter(|_| is_refused).map(|told| (told, again));
                 metrics.published(false, dropped + 1);
                 self.count_error(error.kind());
                 let text = format!("{} is not told of removals: {error}", self.title);

@@ -163,8 +163,8 @@ impl State {
             waits(exact, patterns, "")
         );
         let (empty, prefix) = (self.refill.empty_keys(), self.prefix.as_bytes().escape_ascii());
-        let rights: Vec<String> =
-            empty.widest(rule).map(|key| format!("~{prefix}{}", key.escape_ascii())).collect();
+        let rights =
+            each_once(empty.widest(rule).map(|key| format!("~{prefix}{}", key.escape_ascii())));
         let hint = format!(
             "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
              these keys need {} +unlink +scan{}",
@@ -207,6 +207,16 @@ impl State {
     }
 }
 
+/// Rights in their order: several templates may give keys of one form, such as a key and a field.
+fn each_once(rights: impl Iterator<Item = String>) -> Vec<String> {
+    rights.fold(Vec::new(), |mut before, right| {
+        if !before.contains(&right) {
+            before.push(right);
+        }
+        before
+    })
+}
+
 /// So many keys and patterns wait; none of a kind is not named.
 fn waits(exact: usize, patterns: usize, of: &str) -> String {
     let counts = [(exact, "key"), (patterns, "pattern")].into_iter();
@@ -221,7 +231,13 @@ fn waits(exact: usize, patterns: usize, of: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::waits;
+    use super::{each_once, waits};
+
+    #[test]
+    fn a_right_that_several_templates_need_is_named_once() {
+        let rights = ["~h:*", "~item:*", "~h:*"].map(str::to_owned);
+        assert_eq!(each_once(rights.into_iter()), ["~h:*", "~item:*"]);
+    }
 
     #[test]
     fn what_waits_is_counted_without_zeros() {

@@ -444,10 +444,12 @@ impl State {
     fn next_timer(&self, now: Instant) -> Option<Instant> {
         let pauses = [self.unlinks.until(), self.scans.until()];
         let due = [self.refill.next_due(), self.refusals.next_due(), self.late.next_look()];
+        let publish = self.publish_again();
         let writes = [Some(self.next_write), Some(self.next_probe), Some(self.next_alive)];
         let build = self.listed.as_ref().map(|_| self.next_build);
         let pass = self.pass_waits_until(now);
-        let all = pauses.into_iter().chain(due).chain(writes).chain([pass, build]).flatten();
+        let all =
+            pauses.into_iter().chain(due).chain(writes).chain([pass, build, publish]).flatten();
         all.filter(|time| *time > now).min()
     }
 

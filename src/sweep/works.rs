@@ -105,7 +105,7 @@ impl<'a> Works<'a> {
             self.pass = state.next_pass(node, metrics, now);
         }
         if self.message.is_none() {
-            self.message = state.next_message(node);
+            self.message = state.next_message(node, now);
         }
         if self.alive.is_none() && now >= state.next_alive {
             self.alive = Some(Box::pin(node.keep_alive()));

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use super::metrics::{Metrics, seconds};
 use super::noted::Noted;
 use super::reloads::Reloads;
+use super::standstill::Standstill;
 use super::status::Facts;
 use super::trail::Trail;
 use super::trouble::{Cure, Distance, Topic, Trouble};
@@ -93,6 +94,7 @@ pub struct Health {
     /// Other ones once the rules or targets are others.
     metrics: RwLock<Arc<Metrics>>,
     reloads: Reloads,
+    standstill: Standstill,
     trail: Trail,
     /// The configuration, as far as it is shown.
     facts: RwLock<Arc<Facts>>,
@@ -146,8 +148,9 @@ impl Health {
         };
         let (trail, passes) = (Trail::new(metrics.target_count()), AtomicUsize::new(0));
         let (metrics, reloads) = (RwLock::new(metrics), Reloads::default());
+        let standstill = Standstill::default();
         let facts = RwLock::default();
-        Health { metrics, reloads, trail, facts, state: Mutex::new(state), passes }
+        Health { metrics, reloads, standstill, trail, facts, state: Mutex::new(state), passes }
     }
 
     /// The trail of the latest transactions.
@@ -390,6 +393,12 @@ impl Health {
             matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot | Topic::Reload)
         };
         self.forget(|topic| !stays(topic));
+    }
+
+    /// Gives the times in which this process stood still.
+    #[must_use]
+    pub fn standstill(&self) -> &Standstill {
+        &self.standstill
     }
 
     /// Gives the reloads of the configuration.

@@ -222,6 +222,7 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
         Topic::Wide(x()),
         Topic::Replica(x()),
         Topic::Lookup(x()),
+        Topic::Untried(x()),
         Topic::Watermark(TargetId::FIRST),
     ];
     let others =

@@ -21,6 +21,7 @@ pub mod reloads;
 mod repeats;
 mod runbook;
 pub mod server_clock;
+pub mod standstill;
 pub mod status;
 mod table;
 pub mod trail;

@@ -58,6 +58,8 @@ pub enum Topic {
     Fence,
     /// A lookup cannot be asked: its name.
     Lookup(Arc<str>),
+    /// Whether a lookup fits its tables cannot be seen: its name.
+    Untried(Arc<str>),
     /// The tables of the rules cannot be looked at.
     Watch,
     /// The slot keeps more WAL than it should, or is about to be lost.
@@ -93,6 +95,7 @@ impl Topic {
             | Topic::Throttled(_)
             | Topic::Fence
             | Topic::Lookup(_)
+            | Topic::Untried(_)
             | Topic::Slot
             | Topic::SlotOwner
             | Topic::NewSlot
@@ -122,6 +125,7 @@ impl Topic {
             | Topic::Replica(_)
             | Topic::Fence
             | Topic::Lookup(_)
+            | Topic::Untried(_)
             | Topic::Watch
             | Topic::Slot
             | Topic::NewSlot

@@ -390,3 +390,29 @@ async fn the_metrics_of_the_slot_stay_true_while_no_session_stands() {
                  where application_name in ('walsweep slot', 'walsweep waits for walsweep')";
     assert_eq!(bed.sql.one::<i64>(anew).await, 1, "no connection is kept for what is over");
 }
+
+/// Whoever is waited for has no part in it: the server gave an answer that nobody read.
+#[tokio::test]
+async fn a_process_that_stood_still_blames_nobody_else() {
+    let bed = Bed::new(&["wal_sender_timeout = 1s"]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let walsender = "select active_pid from pg_replication_slots";
+    sidecar.signal(Signal::Stop);
+    let shown = text(&sidecar.command(&["status"]));
+    assert!(shown.contains("listens there, and does not answer"), "{shown}");
+    assert!(shown.contains("read: docs/runbook.md#walsweep-does-not-start"), "{shown}");
+    // Longer than a server may be silent.
+    sleep(Duration::from_secs(17)).await;
+    assert_eq!(bed.sql.one::<Option<i32>>(walsender).await, None, "the session is gone");
+    sidecar.signal(Signal::Cont);
+    sidecar.wait_log("this process stood still for 1").await;
+    sidecar.wait_log("; since then the session with postgres ended: ").await;
+    sidecar.wait_ready().await;
+    let log = sidecar.log().join("\n");
+    assert!(!log.contains("the server sent nothing for"), "{log}");
+    assert!(!log.contains("Postgres has sent nothing for"), "{log}");
+    bed.fill(&["item:5"]).await;
+    bed.sql.run("update item set version = 1 where id = 5").await;
+    bed.gone("item:5").await;
+}

@@ -8,6 +8,7 @@ const COMPOSED: &[&str] = &[
     "sweeping keys of rule",
     "the connection to redis is lost",
     "the session with postgres ended soon, again and again",
+    "since then the session with postgres ended",
     "nothing is confirmed, for redis at",
     "redis answered MISCONF",
     "Address already in use",

@@ -251,7 +251,10 @@ impl<'a> Stream<'a> {
                 filled = self.slot.fill(), if may_read && rest.is_none() => {
                     let has_more = filled?;
                     let is_through = self.take_buffered(&counters)?;
-                    if self.reply_due {
+                    if counters.wants_time() {
+                        counters.asks_time();
+                        self.send_status_with(true).await?;
+                    } else if self.reply_due {
                         self.send_status().await?;
                     }
                     // A socket that is never empty would keep this task running; the gate and the
@@ -502,7 +505,8 @@ impl<'a> Stream<'a> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        if !listening {
+        // Nor did it listen while this process stood still.
+        if !listening || health.standstill().lately().is_some() {
             self.listening_since = now;
         }
         let silent = self.silent(now);
@@ -556,10 +560,13 @@ impl<'a> Stream<'a> {
     /// A server that has nothing to say is asked for a reply, with whatever status comes first: to
     /// a client that reports often it never speaks by itself.
     async fn send_status(&mut self) -> Result<(), Error> {
-        let now = Instant::now();
-        let reply_requested = self.silent(now) >= self.timing.status;
+        let reply_requested = self.silent(Instant::now()) >= self.timing.status;
+        self.send_status_with(reply_requested).await
+    }
+
+    async fn send_status_with(&mut self, reply_requested: bool) -> Result<(), Error> {
         self.reply_due = false;
-        self.last_status = now;
+        self.last_status = Instant::now();
         Ok(self.slot.send_status(reply_requested).await?)
     }
 

@@ -14,6 +14,7 @@ mod batch;
 mod cache;
 #[cfg(test)]
 mod cache_tests;
+mod failing;
 mod query;
 mod refusal;
 mod room;
@@ -69,7 +70,7 @@ struct Told(Arc<Health>);
 
 impl Drop for Told {
     fn drop(&mut self) {
-        self.0.forget(|topic| matches!(topic, Topic::Lookup(_)));
+        self.0.forget(|topic| matches!(topic, Topic::Lookup(_) | Topic::Untried(_)));
     }
 }
 

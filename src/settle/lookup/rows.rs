@@ -6,7 +6,7 @@
 //! lookup that cannot be asked is named, and asked now and then until it can. Which server answers
 //! is checked when a session begins, as for the gate: a standby would show older rows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::batch::{self, Gathered};
+use super::failing::{Failing, Judged};
 use super::refusal::{LOCK_TIMEOUT, Refusal, STATEMENT_TIMEOUT};
 use super::room::RowRoom;
 use crate::config::LookupRows;
@@ -55,9 +56,6 @@ const BATCHES: usize = 2;
 
 /// Pause before a lost session is made again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Pause before a lookup that could not be asked is tried again, whether keys wait for it or not.
-const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 
 type AnyError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -130,11 +128,7 @@ pub struct Rows {
     /// Sessions lost so far.
     losses: u64,
     health: Arc<Health>,
-    /// Lookups that could not be asked, each with what was wanted.
-    failed: BTreeMap<usize, Wanted>,
-    /// Those of them that failed for another cause than a row's value.
-    doubtful: BTreeSet<usize>,
-    again_at: Instant,
+    failing: Failing,
     /// Why, since the last answers: of each lookup, and of whichever.
     refusals: HashMap<usize, Refusal>,
     loss: Option<String>,
@@ -196,9 +190,7 @@ impl Rows {
             session: None,
             losses: 0,
             health,
-            failed: BTreeMap::new(),
-            doubtful: BTreeSet::new(),
-            again_at: Instant::now(),
+            failing: Failing::none(),
             refusals: HashMap::new(),
             loss: None,
         }
@@ -218,9 +210,7 @@ impl Rows {
             session: None,
             losses: 0,
             health: Arc::clone(&self.health),
-            failed: BTreeMap::new(),
-            doubtful: BTreeSet::new(),
-            again_at: Instant::now(),
+            failing: Failing::none(),
             refusals: HashMap::new(),
             loss: None,
         };
@@ -255,14 +245,13 @@ impl Rows {
 
     /// When it is due to try what could not be asked; never, if all could.
     pub(super) fn again_at(&self) -> Option<Instant> {
-        (!self.failed.is_empty()).then_some(self.again_at)
+        self.failing.again_at()
     }
 
     /// Finds what it can in [`ANSWER_TIMEOUT`].
     pub(super) async fn find(&mut self, mut wanted: Vec<Wanted>) -> Answers {
-        if self.again_at().is_some_and(|again| again <= Instant::now()) {
-            wanted.extend(self.failed.values().cloned());
-        }
+        let fresh = wanted.len();
+        wanted.extend(self.failing.due());
         let mut answers = Answers::default();
         (self.refusals, self.loss) = (HashMap::new(), None);
         let found = Box::pin(self.find_all(&wanted, &mut answers));
@@ -270,48 +259,27 @@ impl Rows {
             // What is still on its way would only delay what comes next.
             (self.session, self.losses) = (None, self.losses + 1);
         }
-        self.judge(&wanted, &answers);
+        self.judge((&wanted, fresh), &answers);
         answers
     }
 
     /// Says which lookups cannot be asked, and which can again.
-    fn judge(&mut self, wanted: &[Wanted], answers: &Answers) {
-        let mut failed = BTreeMap::new();
-        for one in wanted {
-            if answers.get(one).is_none_or(|found| *found == Found::Failed) {
-                failed.entry(usize::from(one.lookup.0)).or_insert_with(|| one.clone());
-            }
-        }
+    fn judge(&mut self, wanted: (&[Wanted], usize), answers: &Answers) {
         let is_found = |one: &Wanted| answers.get(one).is_some_and(|found| *found != Found::Failed);
-        let over: Vec<usize> = self
-            .failed
-            .iter()
-            .filter(|(at, one)| is_found(one) && !failed.contains_key(*at))
-            .map(|(at, _)| *at)
-            .collect();
+        let Judged { failed, over } = self.failing.judge(wanted, is_found);
         for at in over {
-            self.failed.remove(&at);
-            self.doubtful.remove(&at);
             self.health.over(&Topic::Lookup(Arc::clone(&self.all[at].name)));
-        }
-        if !failed.is_empty() {
-            self.again_at = Instant::now() + AGAIN_PAUSE;
         }
         for (at, one) in failed {
             let name = &self.all[at].name;
             let refusal = self.refusals.get(&at).cloned();
-            let lost = || self.loss.clone().map(Refusal::new);
-            let none = || Refusal::new(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()));
+            let lost = || self.loss.clone().map(Refusal::lost);
+            let none = || Refusal::late(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()));
             let refusal = refusal.or_else(lost).unwrap_or_else(none);
-            if refusal.is_of_a_value() {
-                self.doubtful.remove(&at);
-            } else {
-                self.doubtful.insert(at);
-            }
+            self.failing.fails(at, one, refusal.is_of_a_value());
             let Refusal { cause, hint } = refusal;
             let text = format!("lookup `{name}` fails: {cause}; keys that name it are widened");
             self.health.trouble(Topic::Lookup(Arc::clone(name)), &text, Some(&hint));
-            self.failed.insert(at, one);
         }
     }
 
@@ -337,7 +305,7 @@ impl Rows {
         for (at, wanted) in by_lookup {
             let mut alone = wanted;
             // What cannot be asked is asked for one row at a time, so that no more waits there.
-            let is_doubtful = self.doubtful.contains(&at);
+            let is_doubtful = self.failing.is_doubtful(at);
             if alone.len() > 1
                 && !is_doubtful
                 && let Some(batch) = self.batch(&mut session, at, &alone).await?
@@ -449,7 +417,7 @@ impl Rows {
                 return Ok(Some(statement));
             }
             Ok(_) => {
-                self.refusals.insert(at, Refusal::new("it has other parameters"));
+                self.refusals.insert(at, Refusal::wrong("it has other parameters"));
             }
             Err(error) => self.refused(error, at, session).await?,
         }

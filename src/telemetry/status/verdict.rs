@@ -16,6 +16,24 @@ const UNCONFIRMED_SECONDS: f64 = 60.0;
 /// Words about what somebody dropped: ours of a publication and of a slot, and the server's.
 const GONE: [&str; 3] = ["there is no publication", "the slot is gone", "publication \""];
 
+/// Words about sessions that began and ended.
+const SOON: &str = " ended soon";
+
+/// Words about a session that ended while this process was stopped.
+const STOOD_STILL: &str = "this process stood still for";
+
+/// Words where Redis refuses nothing, and it is not known which server has the keys: of Sentinels,
+/// of a cluster whose slots move, and of an address that hides several servers.
+const UNKNOWN_SERVER: [&str; 7] = [
+    "nobody knows whether",
+    "most Sentinels name another primary",
+    "redis answered MOVED",
+    "redis answered ASK",
+    "redis answered TRYAGAIN",
+    "redis answered CLUSTERDOWN",
+    "gives no list of its keys",
+];
+
 /// The section about a process of the server that has the slot, and nobody behind it.
 const HANGS: &str = "the-stream-hangs";
 
@@ -78,7 +96,7 @@ impl Verdict {
     /// Gives the verdict that this evidence comes to.
     pub(super) fn of(evidence: &Evidence<'_>) -> Verdict {
         if let (false, why) = &evidence.liveness {
-            let text = format!("walsweep makes {}", why.trim_end());
+            let text = format!("walsweep makes {}", why.trim_end().replace('\n', "; "));
             return Verdict::new(Level::Wrong, text, "healthz-is-503");
         }
         match evidence.phase {
@@ -197,16 +215,24 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         {
             "the-slot-keeps-wal"
         }
+        Topic::Session if text.contains(STOOD_STILL) => "walsweep-does-not-start",
+        // Its cure is with whoever ends them, not with a server that is away.
+        Topic::Session if text.contains(SOON) => "healthz-is-503",
         Topic::Holder => HANGS,
         Topic::Session | Topic::Checks | Topic::Watch => "not-ready",
         Topic::Rule(_) => "a-rule-is-suspended",
-        Topic::Wide(_) | Topic::Lookup(_) => "too-much-is-removed",
+        Topic::Wide(_) | Topic::Lookup(_) | Topic::Untried(_) => "too-much-is-removed",
+        Topic::Publish(_) => "caches-in-processes-are-not-told",
+        Topic::Redis(_) | Topic::Refused(..) | Topic::Watermark(_)
+            if UNKNOWN_SERVER.iter().any(|part| text.contains(part)) =>
+        {
+            "sentinels-a-cluster-or-a-proxy"
+        }
         Topic::Redis(_) if !text.contains("refuses") => "redis-does-not-answer",
-        Topic::Redis(_)
-        | Topic::Refused(..)
-        | Topic::RedisChecks(_)
-        | Topic::Watermark(_)
-        | Topic::Publish(_) => "redis-refuses",
+        Topic::Refused(..) if text.starts_with("a part of ") => "redis-does-not-answer",
+        Topic::Redis(_) | Topic::Refused(..) | Topic::RedisChecks(_) | Topic::Watermark(_) => {
+            "redis-refuses"
+        }
         Topic::Late(_) | Topic::Throttled(_) => "keys-go-late",
         Topic::Fence => "everything-was-swept",
         Topic::Doubted(_) => "two-instances",
@@ -259,8 +285,11 @@ mod tests {
             (Phase::RedisLost, Level::Wrong),
         ] {
             assert_eq!(level(&evidence(phase)), expected, "{phase:?}");
-            let liveness = (false, "no progress".to_owned());
-            assert_eq!(level(&Evidence { liveness, ..evidence(phase) }), Level::Wrong);
+            let liveness = (false, "no progress: for 300 s\nit ended\n".to_owned());
+            let stuck = Evidence { liveness, ..evidence(phase) };
+            assert_eq!(level(&stuck), Level::Wrong);
+            let text = Verdict::of(&stuck).text;
+            assert_eq!(text, "walsweep makes no progress: for 300 s; it ended");
         }
         let trouble = |stops_ready| Trouble {
             text: format!("stops: {stops_ready}"),
@@ -309,6 +338,24 @@ mod tests {
                 Some("drop it"),
             ),
             ("no session with postgres: connect", "not-ready", None),
+            (
+                "the session with postgres ended soon, again and again: stream from postgres: \
+                 terminating connection; trying again within 10 s",
+                "healthz-is-503",
+                None,
+            ),
+            (
+                "this process stood still for 84 s; since then the session with postgres ended: \
+                 the server closed the connection; trying again within 10 s",
+                "walsweep-does-not-start",
+                None,
+            ),
+            (
+                "a session stands, and counts once it has stood for 10 s: those before it ended \
+                 soon: stream from postgres",
+                "healthz-is-503",
+                None,
+            ),
         ] {
             let troubles = [session(text), owner.clone()];
             let one = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
@@ -372,6 +419,51 @@ mod tests {
         }
     }
 
+    /// Redis refuses nothing there, and the section on what it refuses has no cure for them.
+    #[test]
+    fn a_line_of_sentinels_a_cluster_a_proxy_or_a_channel_leads_to_its_own_section() {
+        let (target, unknown) = (TargetId::FIRST, "sentinels-a-cluster-or-a-proxy");
+        let refused = || Topic::Refused(target, "item".into());
+        for (topic, text, leads_to) in [
+            (
+                Topic::Watermark(target),
+                "nothing is confirmed, for redis at a:1: nobody knows whether `a:1` is still the \
+                 primary of `cache`: `b:1` does not answer",
+                unknown,
+            ),
+            (
+                Topic::Watermark(target),
+                "nothing is confirmed, for redis at a:1: redis answered MOVED",
+                unknown,
+            ),
+            (
+                refused(),
+                "redis at a:1 gives no list of its keys (SCAN shows 21 of 64 not): 1 pattern of \
+                 rule `item` cannot be looked for, and wait",
+                unknown,
+            ),
+            (
+                refused(),
+                "a part of redis is away: 1 key of rule `item` waits",
+                "redis-does-not-answer",
+            ),
+            (refused(), "redis refuses to remove keys of rule `item` (NOPERM)", "redis-refuses"),
+            (
+                Topic::Watermark(target),
+                "nothing is confirmed, for redis at a:1: redis answered OOM",
+                "redis-refuses",
+            ),
+            (
+                Topic::Publish(target),
+                "redis is not told of removals: redis answered NOPERM",
+                "caches-in-processes-are-not-told",
+            ),
+        ] {
+            assert_eq!(section(&topic, text), leads_to, "{text}");
+            assert!(runbook::sections().any(|one| one.anchor == leads_to), "{leads_to}");
+        }
+    }
+
     #[test]
     fn each_topic_has_a_section_of_the_runbook() {
         let (name, target) = (|| "a".into(), TargetId::FIRST);
@@ -391,6 +483,7 @@ mod tests {
             Topic::Replica(name()),
             Topic::Fence,
             Topic::Lookup(name()),
+            Topic::Untried(name()),
             Topic::Watch,
             Topic::Slot,
             Topic::SlotOwner,
