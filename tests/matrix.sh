@@ -31,7 +31,7 @@ sweeping sweeping_load}
 
 # What several servers of one kind are together, on the newest of each kind: a cluster of three
 # primaries and as many replicas, a service of Sentinels, an endpoint that hides servers.
-several_parts="cluster endpoint sentinel"
+several_parts="cluster cluster_index endpoint sentinel"
 
 # The names of all servers in tests/servers.txt, such as redis-6.2.5.
 pinned() { sed -n 's/^# \([a-z]*-[0-9][0-9.]*\)$/\1/p' "$pins"; }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, FromRedisValue, Value, cmd, pipe};
 use tokio::time::sleep;
-use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions, Signal};
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions};
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
 
@@ -90,7 +90,7 @@ impl Shop {
     }
 
     /// Like [`Shop::fill`], of many keys that have one slot, which their number is not part of.
-    async fn fill_many(&self, keys: &[String]) {
+    pub(crate) async fn fill_many(&self, keys: &[String]) {
         let mut all = cmd("MSET");
         for key in keys {
             all.arg(key).arg("cached");
@@ -359,38 +359,6 @@ async fn move_keys(sweep: &str) -> Sidecar {
     sidecar
 }
 
-/// Each primary has an index of its own; what comes with a slot is not told as what is written.
-#[tokio::test]
-async fn each_primary_has_an_index_and_one_that_gets_slots_makes_it_anew() {
-    let shop = Shop::start(3, 0).await;
-    shop.fill(&keys("list:team 1:before:#", 30)).await;
-    let settings = Settings { sweep: "index = true".to_owned(), ..shop.settings() };
-    let sidecar = Sidecar::set_up(settings).await;
-    shop.bed.settled().await;
-    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
-    eventually(PATIENCE, "all are whole", is_whole).await;
-    let scans = async || sidecar.metric_sum("walsweep_sweep_seconds_count").await;
-    let (lists, others) = (keys("list:team 1:#", 60), keys("list:team 2:#", 60));
-    shop.fill(&[&lists[..], &others[..]].concat()).await;
-    let before = scans().await;
-    shop.change(1).await;
-    shop.gone(&lists).await;
-    assert_eq!(shop.names("list:team 2:*").await.len(), others.len());
-    assert!(scans().await < before + 0.5, "a pass by SCAN was made");
-    let tag = "list:team 1:{tag}".to_owned();
-    shop.fill_many(&keys(&format!("{tag}:#"), 50)).await;
-    let (slot, owner) = shop.place(&tag).await;
-    let to = (owner + 1) % 3;
-    shop.cluster.begin_move(slot, to).await.unwrap();
-    shop.cluster.finish_move(slot, to).await.unwrap();
-    shop.change(1).await;
-    let nothing = async || shop.names("list:team 1:*").await.is_empty();
-    eventually(PATIENCE, "keys that moved go", nothing).await;
-    let is_made = async || scans().await > before + 0.5;
-    eventually(PATIENCE, "the index of who got the slot is made anew", is_made).await;
-    eventually(PATIENCE, "all are whole again", is_whole).await;
-}
-
 /// A primary is killed, and its replica takes its place: keys of commits before, during and after
 /// go.
 #[tokio::test]
@@ -409,34 +377,6 @@ async fn a_failover_loses_no_key() {
     shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
     shop.gone(&items[1..]).await;
     shop.bed.settled().await;
-}
-
-/// Keys that the promoted replica gets before walsweep listens there are found by a SCAN, and later
-/// ones by an index of its own.
-#[tokio::test]
-async fn a_promoted_replica_gets_an_index() {
-    let mut shop = Shop::start(3, 1).await;
-    let settings = Settings { sweep: "index = true".to_owned(), ..shop.settings() };
-    let sidecar = Sidecar::set_up(settings).await;
-    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
-    shop.bed.settled().await;
-    eventually(PATIENCE, "all are whole", is_whole).await;
-    let (before, meanwhile) = (keys("list:team 1:#", 60), keys("list:team 1:new:#", 60));
-    shop.fill(&before).await;
-    sidecar.signal(Signal::Stop);
-    shop.cluster.node_mut(0).unwrap().kill9().await.unwrap();
-    shop.cluster.promoted(3).await.unwrap();
-    shop.fill(&meanwhile).await;
-    sidecar.signal(Signal::Cont);
-    shop.change(1).await;
-    shop.gone(&[&before[..], &meanwhile[..]].concat()).await;
-    eventually(PATIENCE, "all are whole again", is_whole).await;
-    let scans = async || sidecar.metric_sum("walsweep_sweep_seconds_count").await;
-    let (scanned, lists) = (scans().await, keys("list:team 1:later:#", 60));
-    shop.fill(&lists).await;
-    shop.change(1).await;
-    shop.gone(&lists).await;
-    assert!(scans().await < scanned + 0.5, "a pass by SCAN was made");
 }
 
 /// A primary without a replica dies, or hangs: the keys of the others go as ever, nothing is
