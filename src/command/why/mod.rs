@@ -129,7 +129,9 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
         true => nothing::suspended(&known),
         false => nothing::why_not(&config, key, &known),
     };
-    known.why_not.extend(nothing::other_rules(&known));
+    if let Some(others) = nothing::other_rules(&known) {
+        known.why_not.insert(0, others);
+    }
     let shown = if json {
         let shown = serde_json::to_string_pretty(&known).expect("texts and numbers are JSON");
         format!("{shown}\n")

@@ -104,8 +104,8 @@ pub(super) fn suspended(known: &Known) -> Vec<String> {
 /// That the file is not what the process goes by.
 pub(super) fn other_rules(known: &Known) -> Option<String> {
     (known.same_rules == Some(false)).then(|| {
-        "The process runs with other rules or targets than the file, of which this is said: \
-         `walsweep reload` takes the file over, or says why not."
+        "The process runs with other rules or targets than the file. What is said of rules is said \
+         of the file's: `walsweep reload` takes them over, or tells why not."
             .to_owned()
     })
 }
