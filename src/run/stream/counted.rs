@@ -69,7 +69,6 @@ impl<'a> Counters<'a> {
         let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
         let operations = ["insert", "update", "delete", "truncate"].map(count);
         let (refreshes, messages) = (count("refresh"), count("message"));
-        metrics.server_clock.begins();
         Counters {
             metrics,
             trail: health.trail(),
@@ -92,16 +91,6 @@ impl<'a> Counters<'a> {
     /// The server said what time it is.
     pub(super) fn heard(&self, server_time: i64) {
         self.metrics.server_clock.heard(server_time, SystemTime::now());
-    }
-
-    /// Whether the server is to be asked what time it is.
-    pub(super) fn wants_time(&self) -> bool {
-        self.metrics.server_clock.is_to_be_asked()
-    }
-
-    /// The server is asked what time it is.
-    pub(super) fn asks_time(&self) {
-        self.metrics.server_clock.asks(SystemTime::now());
     }
 
     pub(super) fn row(&self, row: &Row) {
@@ -127,10 +116,7 @@ impl<'a> Counters<'a> {
     /// A transaction is received, so long after its commit.
     pub(super) fn read(&self, transaction: &Transaction) -> Duration {
         let age = transaction.age(self.metrics.server_clock.now());
-        // Of a clock that was set nobody is told that walsweep is behind.
-        if self.metrics.server_clock.explains(age) {
-            self.metrics.reading.read(age);
-        }
+        self.metrics.reading.read(age);
         age
     }
 

@@ -57,20 +57,11 @@ async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration
     (ended, asked)
 }
 
-/// Streams like [`stream_beside`], beside nothing.
+/// Streams like [`stream`]; gives besides what is wrong at its end, by `/readyz`, and the age of
+/// what may be unconfirmed.
 async fn stream_and_look(
     answers: bool,
     period: Duration,
-) -> (Option<Error>, Vec<Duration>, (String, Duration)) {
-    stream_beside(answers, period, |_| std::future::ready(())).await
-}
-
-/// Streams like [`stream`], beside something with the metrics; gives besides what is wrong at its
-/// end, by `/readyz`, and the age of what may be unconfirmed.
-async fn stream_beside<F: Future<Output = ()> + 'static>(
-    answers: bool,
-    period: Duration,
-    beside: impl FnOnce(Arc<Metrics>) -> F,
 ) -> (Option<Error>, Vec<Duration>, (String, Duration)) {
     let (ours, theirs) = duplex(4096);
     let (ends, _gate, sweeper) = Ends::new(START, 1);
@@ -83,7 +74,6 @@ async fn stream_beside<F: Future<Output = ()> + 'static>(
         }
     });
     let metrics = Arc::new(Metrics::new(&[]));
-    tokio::task::spawn_local(beside(Arc::clone(&metrics)));
     let health = Health::new(Arc::clone(&metrics));
     health.set(Phase::Streaming);
     let (_trigger, mut shutdown) = Shutdown::by_trigger();
@@ -129,20 +119,4 @@ async fn a_server_that_does_not_answer_is_told_of_and_nothing_counts_as_confirme
     assert!(age >= TIMING.silence / 2, "{age:?}");
     let (_, _, (readiness, age)) = local.run_until(stream_and_look(true, period)).await;
     assert_eq!((readiness.as_str(), age), ("ready\n", Duration::ZERO));
-}
-
-/// A commit that looks old may be one of a clock that was set: the server is asked with the next
-/// bytes that come, and not only where it has been silent.
-#[tokio::test(start_paused = true)]
-async fn a_server_is_asked_for_its_time_where_a_commit_looks_old() {
-    let local = LocalSet::new();
-    let doubts = |metrics: Arc<Metrics>| async move {
-        sleep(Duration::from_secs(15)).await;
-        assert!(!metrics.server_clock.explains(Duration::from_secs(300)));
-    };
-    let period = Duration::from_secs(35);
-    let (ended, asked, _) = local.run_until(stream_beside(true, period, doubts)).await;
-    assert!(ended.is_none(), "{ended:?}");
-    let together = asked.windows(2).filter(|two| two[1] - two[0] < COVERED).count();
-    assert_eq!(together, 1, "asked once more, and answered: {asked:?}");
 }

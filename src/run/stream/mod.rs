@@ -251,10 +251,7 @@ impl<'a> Stream<'a> {
                 filled = self.slot.fill(), if may_read && rest.is_none() => {
                     let has_more = filled?;
                     let is_through = self.take_buffered(&counters)?;
-                    if counters.wants_time() {
-                        counters.asks_time();
-                        self.send_status_with(true).await?;
-                    } else if self.reply_due {
+                    if self.reply_due {
                         self.send_status().await?;
                     }
                     // A socket that is never empty would keep this task running; the gate and the
@@ -560,13 +557,10 @@ impl<'a> Stream<'a> {
     /// A server that has nothing to say is asked for a reply, with whatever status comes first: to
     /// a client that reports often it never speaks by itself.
     async fn send_status(&mut self) -> Result<(), Error> {
-        let reply_requested = self.silent(Instant::now()) >= self.timing.status;
-        self.send_status_with(reply_requested).await
-    }
-
-    async fn send_status_with(&mut self, reply_requested: bool) -> Result<(), Error> {
+        let now = Instant::now();
+        let reply_requested = self.silent(now) >= self.timing.status;
         self.reply_due = false;
-        self.last_status = Instant::now();
+        self.last_status = now;
         Ok(self.slot.send_status(reply_requested).await?)
     }
 
