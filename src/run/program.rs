@@ -328,10 +328,13 @@ impl Program {
                         let hint = error.hint();
                         self.health.interruption(Topic::Session, &text, hint.as_deref());
                     }
-                    _ if still.is_some() => {
-                        self.health.trouble(Topic::Session, &text, Some(standstill::HINT));
+                    _ => {
+                        let mut cure = error.cure();
+                        if still.is_some() {
+                            cure.hint.get_or_insert_with(|| standstill::HINT.to_owned());
+                        }
+                        self.health.trouble_with(Topic::Session, &text, cure);
                     }
-                    _ => self.health.trouble_with(Topic::Session, &text, error.cure()),
                 }
                 self.health.gets_nowhere(course.attempts.get_nowhere());
                 self.health.sees_nothing();

@@ -19,7 +19,7 @@ const STILL_MIN: Duration = Duration::from_secs(10);
 const AFTERMATH: Duration = Duration::from_secs(15);
 
 /// The hint for a person where it stood still.
-pub const HINT: &str = "it was stopped, or its machine was, and nobody else is to blame: see who \
+pub const HINT: &str = "it was stopped, or its machine was: see who \
      sends SIGSTOP, freezes the container or suspends the machine; it goes on by itself";
 
 /// Whether this process stood still.

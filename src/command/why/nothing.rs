@@ -104,8 +104,9 @@ pub(super) fn suspended(known: &Known) -> Vec<String> {
 /// That the file is not what the process goes by.
 pub(super) fn other_rules(known: &Known) -> Option<String> {
     (known.same_rules == Some(false)).then(|| {
-        "The process runs with other rules or targets than the file. What is said of rules is said \
-         of the file's: `walsweep reload` takes them over, or tells why not."
+        "The process runs with other rules than the file, or with other names or prefixes of \
+         targets. What is said of rules is said of the file's: `walsweep reload` takes them over, \
+         or tells why not."
             .to_owned()
     })
 }

@@ -502,8 +502,7 @@ impl<'a> Stream<'a> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        // Nor did it listen while this process stood still.
-        if !listening || health.standstill().lately().is_some() {
+        if !listening {
             self.listening_since = now;
         }
         let silent = self.silent(now);

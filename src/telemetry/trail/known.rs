@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::body::OfRule;
 use super::told::{RuleCounts, Widened};
 use crate::config::{Config, Redis, TargetId, Targets};
-use crate::keys::{Pattern, Print, RuleId, Rules, WidenReason};
+use crate::keys::{Pattern, Print, RuleId, RulePrint, Rules, WidenReason};
 
 /// A target: how messages name it, and what its keys begin with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,8 @@ impl Known {
         }
     }
 
-    /// The fingerprint of the rules and targets: whoever has others has another.
+    /// The fingerprint of the rules, and of the names and prefixes of targets: whoever has others
+    /// has another.
     #[must_use]
     pub fn print(&self) -> Print {
         self.print
@@ -138,11 +139,16 @@ impl Known {
     }
 }
 
-/// The fingerprint of rules, whether they are suspended or not, and of the targets.
+/// The fingerprint of rules, whether they are suspended or not, and of the targets; in whichever
+/// order the file has them.
 fn print(rules: &Rules, targets: &[TargetName]) -> Print {
-    let of_rules = serde_json::to_string(&rules.prints(&BTreeSet::new()));
-    let of_rules = of_rules.expect("texts and numbers are JSON");
-    let targets = targets.iter().flat_map(|target| [target.name.as_str(), target.prefix.as_str()]);
-    let names = rules.names().iter().map(String::as_str);
-    Print::of(std::iter::once(of_rules.as_str()).chain(names).chain(targets))
+    let prints = rules.prints(&BTreeSet::new());
+    let of_rule = |(name, print): (&String, &RulePrint)| {
+        let print = serde_json::to_string(print).expect("texts and numbers are JSON");
+        format!("rule {name} {print}")
+    };
+    let of_target = |target: &TargetName| format!("target {} {}", target.name, target.prefix);
+    let rules = rules.names().iter().zip(&prints).map(of_rule);
+    let all: BTreeSet<String> = rules.chain(targets.iter().map(of_target)).collect();
+    Print::of(all)
 }
