@@ -214,7 +214,7 @@ async fn rule_suspended() {
     shop.trade(30).await;
     shop.bed.sql.run("alter table orders rename column customer to buyer").await;
     let parts = ["suspended: it removes nothing", "What to do"];
-    shop.look("rule-suspended", "Rule `orders` is suspended", &parts).await;
+    shop.look("rule-suspended", "Rule orders is suspended", &parts).await;
 }
 
 #[tokio::test]
