@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::NAME;
 use super::failure::{Failure, halted, print};
 use super::forecast::{Forecast, forecast};
-use super::listener::{Listener, listener};
+use super::listener::{Listener, SILENT_HINT, listener, silent};
 use super::load::setting;
 use super::reload;
 use super::verdict::Verdict;
@@ -182,6 +182,10 @@ async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Fi
             let hint = "if this one is to take its place, stop that one first; else give each \
                         walsweep on this machine an `http.listen` of its own";
             Finding::error(Code::ListenInUse, message).hint(hint)
+        }
+        Listener::Silent => {
+            let message = format!("{message}{}", silent());
+            Finding::error(Code::ListenInUse, message).hint(SILENT_HINT)
         }
         Listener::Stranger => {
             let hint = "end the program that listens there, or choose another `http.listen`, or \

@@ -24,6 +24,8 @@ pub(super) enum Listener {
     Own,
     /// A walsweep that streams from another slot.
     Another(SlotLabel),
+    /// Somebody who does not answer in time: perhaps a walsweep that is stopped.
+    Silent,
     /// Something else.
     Stranger,
 }
@@ -31,8 +33,21 @@ pub(super) enum Listener {
 /// Asks who listens at `address`. Where it is not known which slot is meant, a walsweep is believed
 /// to be of that one.
 pub(super) async fn listener(address: SocketAddr, slot: Option<SlotLabel>) -> Listener {
-    judge(page(address, "/metrics").await.text(), slot)
+    match page(address, "/metrics").await {
+        Page::Silent => Listener::Silent,
+        page => judge(page.text(), slot),
+    }
 }
+
+/// Says that somebody listens who does not answer.
+pub(super) fn silent() -> String {
+    format!("a process listens there, and does not answer within {} s", ANSWER_TIMEOUT.as_secs())
+}
+
+/// Cure of [`silent`].
+pub(super) const SILENT_HINT: &str = "it is stopped, or hangs: `ss -ltnp` names it; if it is \
+                                      walsweep, and `ps -o stat` shows `T`, let it go on (`kill \
+                                      -CONT`); else restart it";
 
 /// An answer to a request for a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,18 +71,13 @@ impl Page {
 
     /// Says that this was no answer of a walsweep, as one that `/healthz` gave.
     pub(super) fn failure(&self, address: SocketAddr) -> Failure {
-        let seconds = ANSWER_TIMEOUT.as_secs();
         let (what, hint) = match self {
             Page::Answer(text) if !text.is_empty() => (
                 "another program answers there, which is no walsweep".to_owned(),
                 "`ss -ltnp` names it; let `http.listen` be the address of the walsweep that you \
                  mean",
             ),
-            Page::Silent => (
-                format!("a process listens there, and does not answer within {seconds} s"),
-                "it is stopped, or hangs: `ss -ltnp` names it; if it is walsweep, and `ps -o stat` \
-                 shows `T`, let it go on (`kill -CONT`); else restart it",
-            ),
+            Page::Silent => (silent(), SILENT_HINT),
             Page::Answer(_) | Page::Nobody => (
                 "no walsweep answers there".to_owned(),
                 "start `walsweep run`, or name the configuration that it runs with; one whose \
@@ -199,6 +209,7 @@ mod tests {
     async fn who_does_not_answer_is_told_from_who_is_not_there() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        assert_eq!(super::listener(address, None).await, Listener::Silent);
         let silent = page(address, "/healthz").await;
         let said = silent.failure(address).to_string();
         assert!(silent == Page::Silent && said.contains("listens there, and does not"), "{said}");

@@ -50,6 +50,19 @@ pub(crate) fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
     load(path).map_err(|invalid| halted(invalid).with_status(78))
 }
 
+/// Reads the file at `path`, for a command about a walsweep that may run now.
+///
+/// # Errors
+///
+/// 78 for everything that is wrong with it.
+pub(super) fn of_running(path: &Path) -> Result<Setting, Failure> {
+    setting(path).map_err(|invalid| {
+        let hint = "a walsweep that runs goes on with the configuration that it has; its address, \
+                    `http.listen`, is read from this file";
+        halted(invalid).with_status(78).with_hint(Some(hint))
+    })
+}
+
 /// Reads the file at `path`.
 ///
 /// # Errors

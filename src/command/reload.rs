@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, halted, print};
 use super::listener::page;
-use super::load::setting;
+use super::load::of_running;
 use super::status;
 use crate::telemetry::reloads::{Outcome, Process, Told, prints_at_start};
 
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// 78 for an invalid configuration; 1 where it is refused for another reason, no process is found,
 /// or what came of it cannot be known.
 pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
-    let setting = setting(path).map_err(|invalid| halted(invalid).with_status(78))?;
+    let setting = of_running(path)?;
     let (config, at_start) = (setting.config, prints_at_start(&setting.text));
     let Some(address) = config.http.listen else { return unheard(pid) };
     let Some(before) = ask(address).await else {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::failure::{Failure, halted};
-use super::listener::{Listener, listener};
+use super::listener::{Listener, SILENT_HINT, listener, silent};
 use super::load::{setting, setting_again};
 use crate::preflight;
 use crate::run::program::Program;
@@ -68,17 +68,21 @@ fn health_of(setting: &Setting) -> Arc<Health> {
 async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     let in_use = error.kind() == io::ErrorKind::AddrInUse;
     let who = if in_use { listener(address, None).await } else { Listener::Stranger };
-    if who != Listener::Stranger {
-        let message = format!("listen on `http.listen` `{address}`: a walsweep listens there");
-        let hint = "it may be running already with this configuration: end it first; one that \
-                    stands by, or is of another slot, needs a configuration of its own with \
-                    another `http.listen`";
-        return Failure::halted(message).with_hint(Some(hint));
-    }
-    let hint = "end the program that listens there, or choose another `http.listen`, or \"\" for \
-                none";
-    let who = if in_use { "another program listens there: " } else { "" };
-    let message = format!("listen on `http.listen` `{address}`: {who}{error}");
+    let (what, hint) = match who {
+        Listener::Own | Listener::Another(_) => (
+            "a walsweep listens there".to_owned(),
+            "it may be running already with this configuration: end it first; one that stands by, \
+             or is of another slot, needs a configuration of its own with another `http.listen`",
+        ),
+        Listener::Silent => (silent(), SILENT_HINT),
+        Listener::Stranger => {
+            let who = if in_use { "another program listens there: " } else { "" };
+            let hint = "end the program that listens there, or choose another `http.listen`, or \
+                        \"\" for none";
+            (format!("{who}{error}"), hint)
+        }
+    };
+    let message = format!("listen on `http.listen` `{address}`: {what}");
     Failure::halted(message).with_hint(Some(hint))
 }
 

@@ -29,8 +29,8 @@ impl Verdict {
         if report.findings().any(refuses) {
             let text = match has(report, Code::ListenRunning) {
                 false => "`walsweep run` would refuse to start".to_owned(),
-                true => "the walsweep that runs needs this mended, before or when it connects \
-                         again; another `walsweep run` would refuse to start"
+                true => "the walsweep that runs goes on; it needs this mended before a reload, or \
+                         before it connects again: a reload, or another `walsweep run`, refuses"
                     .to_owned(),
             };
             return Verdict { run: "refuse", text };
@@ -133,7 +133,10 @@ mod tests {
         let both = format!("`walsweep run` would wait for what cannot be reached, then {waits}");
         check(vec![away(), stuck()], "wait", &both);
         let wrong = Finding::error(Code::SlotPlugin, "wrong");
-        check(vec![active(), wrong], "refuse", "`walsweep run` would refuse to start");
+        check(vec![active(), wrong.clone()], "refuse", "`walsweep run` would refuse to start");
+        let goes_on = "the walsweep that runs goes on; it needs this mended before a reload, or \
+                       before it connects again: a reload, or another `walsweep run`, refuses";
+        check(vec![listens(), wrong], "refuse", goes_on);
     }
 
     /// It is read as one, and so is what a program shows of it.

@@ -118,17 +118,14 @@ pub(crate) fn doubts(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
 pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let name = &context.config.postgres.slot;
     let slot = context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
-    let way = match slot.active_pid {
-        Some(pid) => format!("Postgres process {pid} reads it now"),
-        None => {
-            let drop = cure::drop_slot(name);
-            format!("else, only if nobody reads it, drop it: `{drop};`")
-        }
-    };
+    let reader = slot.active_pid.map(|pid| format!("; Postgres process {pid} reads it now"));
+    // To drop it is advice for when `run` has found that it has to go, and that nobody shows whose
+    // it is.
     Some(format!(
         "slot `{name}` is left, for it may be another program's: if it cannot decode what was \
          committed before its publication, `run` makes a new one where redis shows that it has \
-         read this one; {way}"
+         read this one, and else says what to do{}",
+        reader.unwrap_or_default()
     ))
 }
 

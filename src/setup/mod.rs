@@ -81,7 +81,10 @@ pub struct Statement {
 
 impl fmt::Display for Statement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "{}{};", script::comment(&self.why), self.step.sql)
+        // Whoever wants all of a block of PL/pgSQL lets `--print` print it.
+        let (sql, brief) = (&self.step.sql, self.step.brief());
+        let shown = if sql.starts_with("do ") { &brief } else { sql };
+        writeln!(formatter, "{}{shown};", script::comment(&self.why))
     }
 }
 

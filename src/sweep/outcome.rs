@@ -538,11 +538,6 @@ impl State {
         true
     }
 
-    fn say_lost(&self, error: &Error) {
-        let text = format!("the connection to {} is lost; connecting again: {error}", self.title);
-        self.health.trouble(Topic::Redis(self.target), &text, error.hint());
-    }
-
     /// Redis is away. Of several targets it gets nothing more, and what it has waits for it: that
     /// takes no room of what is on its way to others.
     pub(super) fn goes_away(&mut self) {

@@ -13,8 +13,8 @@ use super::samples::Samples;
 use super::shared::RefusedOf;
 use super::sweeper::State;
 use crate::keys::{KeySet, Pattern, RuleId};
-use crate::telemetry::Topic;
 use crate::telemetry::metrics::ErrorLabel;
+use crate::telemetry::{REFUSES_LOGIN, Topic};
 use crate::words::counted;
 
 /// The rights to look into keys.
@@ -198,6 +198,15 @@ impl State {
             self.next_alive = Instant::now();
             self.report(Event::RedisLost).await;
         }
+    }
+
+    pub(super) fn say_lost(&self, error: &Error) {
+        // Who has the login to mend need not look for a server that is down.
+        let text = match error.kind() {
+            Kind::Auth => format!("{} {REFUSES_LOGIN}; trying again: {error}", self.title),
+            _ => format!("the connection to {} is lost; connecting again: {error}", self.title),
+        };
+        self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
     pub(super) fn say_misses(&self, away: &str) {

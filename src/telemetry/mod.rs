@@ -33,4 +33,4 @@ pub(crate) mod health_tests;
 pub use health::{Health, Phase};
 pub use trail::Trail;
 pub(crate) use trouble::Distance;
-pub use trouble::{Cure, Topic};
+pub use trouble::{Cure, REFUSES_LOGIN, Topic};

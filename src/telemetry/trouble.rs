@@ -22,6 +22,9 @@ const SAY_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// Different texts of one trouble that are logged at once: a text may be another one each time.
 const TEXTS_MAX: usize = 5;
 
+/// Words of a [`Topic::Redis`] whose server is there, and lets walsweep's user in no more.
+pub const REFUSES_LOGIN: &str = "refuses walsweep's login";
+
 /// The subject of a trouble. There is at most one trouble for each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {

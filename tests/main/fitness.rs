@@ -9,7 +9,7 @@ use walsweep::telemetry::Health;
 use walsweep::telemetry::metrics::Metrics;
 use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, Swap, eventually};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Swap, eventually, text};
 
 /// No rule of these has the right to its keys, unless it is given.
 const RULES: &str = r#"
@@ -118,7 +118,7 @@ async fn a_redis_that_check_refuses_is_refused_at_the_start() {
 /// `check` says it, and `run` says it and ends.
 async fn is_refused(bed: &Bed, (redis_url, told): (String, &str)) {
     let mut sidecar = Sidecar::new(Settings { redis_url, ..bed.settings() });
-    let checked = crate::support::text(&sidecar.command(&["check"]));
+    let checked = text(&sidecar.command(&["check"]));
     assert!(checked.contains(told), "check: {told}\n{checked}");
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1, "{told}\n{}", sidecar.log().join("\n"));
@@ -146,7 +146,7 @@ async fn a_lonely_node_of_a_cluster_is_used_as_an_endpoint() {
     let left: usize = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
     let own: Vec<String> = redis::AsyncCommands::keys(&mut cache, "walsweep:*").await.unwrap();
     assert_eq!(left, own.len(), "all of theirs are swept");
-    let checked = crate::support::text(&sidecar.command(&["check"]));
+    let checked = text(&sidecar.command(&["check"]));
     assert!(checked.contains("redis_shards") && checked.contains("mode = \"cluster\""));
 }
 
@@ -247,6 +247,24 @@ async fn a_right_that_is_lost_is_named_at_the_next_connection_and_keys_go_on() {
     admin(&bed.redis, "ACL SETUSER app +incr").await;
     ready(&sidecar).await;
     bed.settled().await;
+}
+
+/// Redis is there: whoever looks why it is out of reach finds nothing.
+#[tokio::test]
+async fn a_user_that_is_gone_is_told_as_a_login_that_is_refused() {
+    let bed = Bed::new(&[]).await;
+    set_user(&bed.redis, "~*").await;
+    let redis_url = redis_url(&bed.redis);
+    let sidecar = Sidecar::set_up(Settings { redis_url, ..bed.settings() }).await;
+    bed.settled().await;
+    // Its connections are ended, too.
+    admin(&bed.redis, "ACL DELUSER app").await;
+    not_ready(&sidecar, &["redis refuses walsweep's login", "makes the user again"]).await;
+    let said = text(&sidecar.command(&["status", "--json"]));
+    let verdict = r#""text":"redis refuses walsweep's login"#;
+    assert!(said.contains(verdict) && said.contains(r#""section":"redis-refuses""#), "{said}");
+    set_user(&bed.redis, "~*").await;
+    ready(&sidecar).await;
 }
 
 /// A session that begins looks for itself: what the one before it told is told no more.

@@ -1,5 +1,8 @@
 //! Newcomers mistype or forget something: each command names it, the place and the cure.
 
+use std::io::Write;
+use std::thread;
+
 use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
 
 use crate::fitness::admin;
@@ -344,10 +347,22 @@ async fn a_second_run_of_one_file_says_that_the_first_one_is_there() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    // Somebody else is no walsweep.
+    // Who does not answer may be one that is stopped.
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let said = text(&Sidecar::new_at(bed.settings(), port).command(&["run"]));
+    let other = Sidecar::new_at(bed.settings(), port);
+    for command in ["run", "check"] {
+        let said = text(&other.command(&[command]));
+        assert!(said.contains("a process listens there, and does not answer"), "{said}");
+        assert!(said.contains("`kill -CONT`") && !said.contains("another program"), "{said}");
+    }
+    // Somebody else is no walsweep.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap();
+        }
+    });
+    let said = text(&other.command(&["run"]));
     assert!(said.contains("Address already in use"), "{said}");
     assert!(said.contains("hint: end the program that listens there"), "{said}");
     assert!(!said.contains("a walsweep"), "{said}");

@@ -19,9 +19,10 @@ use tokio_postgres::CancelToken;
 use self::reason::Reason;
 use super::NAME;
 use super::failure::{Failure, halted, print};
-use super::load::configuration;
+use super::load::of_running;
 use crate::config::{Config, Target};
 use crate::postgres::{self, Endpoint, Sql, cancel, connect_sql};
+use crate::run::reload::Setting;
 use crate::run::shutdown::Shutdown;
 use crate::sweep::redis::canary::Canary;
 
@@ -85,7 +86,7 @@ struct Session {
 ///
 /// 78 for the configuration; 1 if it is not proven that every target loses its canary in time.
 pub async fn probe(path: &Path, seconds: u64, json: bool) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
+    let Setting { config, .. } = of_running(path)?;
     if !config.postgres.probe {
         let hint = "add `probe = true` to `[postgres]` and run `walsweep reload`";
         let message = "`postgres.probe` is off: no walsweep looks for the message of a probe";

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use super::cli::StatusArgs;
 use super::failure::{Failure, halted, print};
 use super::listener::{Page, page};
-use super::load::configuration;
+use super::load::of_running;
 use crate::config::Config;
+use crate::run::reload::Setting;
 use crate::telemetry::status::{Level, Status};
 use lines::Screen;
 use show::{Look, fitted, shown};
@@ -55,7 +56,7 @@ struct Answer {
 /// 78 for the configuration, 1 where nobody answers, or the process makes no progress; 1 also where
 /// its verdict is that readers may see old values, unless that it is `alive` is enough.
 pub async fn status(path: &Path, asked: StatusArgs) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
+    let Setting { config, .. } = of_running(path)?;
     let address = listens_at(&config)?;
     let form = if asked.json { Form::Json } else { Form::Text(look()) };
     match asked.watch {

@@ -18,8 +18,9 @@ use serde::Serialize;
 use self::nothing::Reach;
 use super::failure::{Failure, print};
 use super::listener::{Page, page};
-use super::load::configuration;
+use super::load::of_running;
 use crate::config::Config;
+use crate::run::reload::Setting;
 use crate::telemetry::trail::{self, Answer, AuditRead, Moment, Name, Removal, read};
 
 /// Removals that are told, at most.
@@ -92,7 +93,7 @@ struct Audited {
 ///
 /// 78 for the configuration; 1 if no removal of the key is known.
 pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
-    let (config, rules) = configuration(path)?;
+    let Setting { config, rules, .. } = of_running(path)?;
     let key = key.as_bytes();
     let (process, answer) = ask(&config, key).await;
     let suspended = answer.as_ref().map(|answer| answer.suspended.clone()).unwrap_or_default();

@@ -9,6 +9,10 @@ use crate::keys::Rules;
 /// Templates at least this similar to a key are worth a word (Jaro-Winkler).
 const SIMILAR: f64 = 0.7;
 
+/// One that stands by knows only what it removed when it had the slot.
+const STANDS_BY: &str = "The walsweep that was asked stands by: ask the one that has the slot, \
+                         with the configuration of that one.";
+
 /// A rule that can give a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Reach {
@@ -65,6 +69,9 @@ pub(super) fn why_not(config: &Config, key: &[u8], known: &Known) -> Vec<String>
     lines.push(since);
     match &known.process {
         Process::Yes(state) if !state.starts_with("ready") => {
+            if state.starts_with("standby") {
+                lines.push(STANDS_BY.to_owned());
+            }
             lines.push(format!("walsweep says: {}", state.trim_end().replace('\n', "\n  ")));
         }
         Process::Yes(_) => {}

@@ -10,6 +10,8 @@
 mod facts;
 mod taken;
 mod verdict;
+#[cfg(test)]
+mod verdict_tests;
 
 pub use facts::Facts;
 pub use verdict::{Level, Verdict};

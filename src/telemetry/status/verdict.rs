@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Trouble, Wait};
-use crate::telemetry::Topic;
 use crate::telemetry::health::Phase;
+use crate::telemetry::{REFUSES_LOGIN, Topic};
 
 /// Keys should be gone this long after the commit, and a commit be visible; seconds.
 const LATE_SECONDS: f64 = 5.0;
@@ -36,6 +36,9 @@ const UNKNOWN_SERVER: [&str; 7] = [
 
 /// The section about a process of the server that has the slot, and nobody behind it.
 const HANGS: &str = "the-stream-hangs";
+
+/// The section about a Redis that is down.
+const AWAY: &str = "redis-does-not-answer";
 
 /// How well it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,11 +109,7 @@ impl Verdict {
             }
             Phase::Standby => standing_by(evidence),
             Phase::Connecting => without_session(evidence),
-            Phase::RedisLost => {
-                let text = format!("{}: its keys wait, and may be stale", evidence.doing);
-                let verdict = Verdict::new(Level::Wrong, text, "redis-does-not-answer");
-                with_hint_of(verdict, evidence.troubles)
-            }
+            Phase::RedisLost => without_redis(evidence),
             Phase::Sweeping(_) if evidence.troubles.iter().any(|one| one.stops_ready) => {
                 while_streaming(evidence)
             }
@@ -135,7 +134,8 @@ fn standing_by(evidence: &Evidence<'_>) -> Verdict {
             Verdict::new(Level::Wrong, text, HANGS).with_cure_of(trouble)
         }
         None => {
-            let text = format!("{}: this walsweep removes nothing until then", evidence.doing);
+            let text =
+                format!("{}: this walsweep removes nothing while that lasts", evidence.doing);
             Verdict::new(Level::Busy, text, "two-instances")
         }
     }
@@ -157,9 +157,21 @@ fn without_session(evidence: &Evidence<'_>) -> Verdict {
     }
 }
 
-/// With the hint of the first trouble that has one.
-fn with_hint_of(verdict: Verdict, troubles: &[Trouble]) -> Verdict {
-    match troubles.iter().find(|trouble| trouble.hint.is_some()) {
+/// A server that refuses the login is no server that is down, and no rule that is suspended beside
+/// it has its cure.
+fn without_redis(evidence: &Evidence<'_>) -> Verdict {
+    let is_of_login = |one: &&Trouble| one.text.contains(REFUSES_LOGIN);
+    let is_of_server =
+        |one: &&Trouble| [AWAY, "sentinels-a-cluster-or-a-proxy"].contains(&&*one.section);
+    let first = |is: &dyn Fn(&&Trouble) -> bool| evidence.troubles.iter().find(is);
+    let (what, section) = match (first(&is_of_server), first(&is_of_login)) {
+        (None, Some(trouble)) => (format!("{};", trouble.text), &*trouble.section),
+        (Some(trouble), _) => (format!("{}:", evidence.doing), &*trouble.section),
+        (None, None) => (format!("{}:", evidence.doing), AWAY),
+    };
+    let verdict =
+        Verdict::new(Level::Wrong, format!("{what} its keys wait, and may be stale"), section);
+    match first(&is_of_server).or(first(&is_of_login)) {
         Some(trouble) => verdict.with_cure_of(trouble),
         None => verdict,
     }
@@ -228,8 +240,8 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         {
             "sentinels-a-cluster-or-a-proxy"
         }
-        Topic::Redis(_) if !text.contains("refuses") => "redis-does-not-answer",
-        Topic::Refused(..) if text.starts_with("a part of ") => "redis-does-not-answer",
+        Topic::Redis(_) if !text.contains("refuses") => AWAY,
+        Topic::Refused(..) if text.starts_with("a part of ") => AWAY,
         Topic::Redis(_) | Topic::Refused(..) | Topic::RedisChecks(_) | Topic::Watermark(_) => {
             "redis-refuses"
         }
@@ -239,264 +251,5 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         Topic::Reload => "a-reload-was-refused",
         Topic::Audit => "the-audit-trail-has-gaps",
         Topic::Replica(_) | Topic::Slot | Topic::SlotOwner | Topic::NewSlot => "the-slot-keeps-wal",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Evidence, Level, Verdict, section};
-    use crate::config::TargetId;
-    use crate::telemetry::Topic;
-    use crate::telemetry::health::Phase;
-    use crate::telemetry::runbook;
-    use crate::telemetry::status::{Trouble, Wait};
-
-    fn evidence(phase: Phase) -> Evidence<'static> {
-        Evidence {
-            liveness: (true, String::new()),
-            phase,
-            doing: "what it does",
-            troubles: &[],
-            waiting: &[],
-            oldest_unconfirmed_seconds: 0.0,
-            read_behind_seconds: 0.0,
-            window_seconds: 1.0,
-        }
-    }
-
-    /// Every section that a verdict or a trouble leads to is in the runbook.
-    #[track_caller]
-    fn level(evidence: &Evidence<'_>) -> Level {
-        let verdict = Verdict::of(evidence);
-        let is_there = |section: &String| runbook::sections().any(|one| one.anchor == *section);
-        assert!(verdict.section.iter().all(is_there), "{verdict:?}");
-        assert_eq!(verdict.section.is_none(), verdict.level == Level::Well, "{verdict:?}");
-        verdict.level
-    }
-
-    #[test]
-    fn the_verdict_says_the_worst() {
-        for (phase, expected) in [
-            (Phase::Streaming, Level::Well),
-            (Phase::Sweeping("slot_created"), Level::Busy),
-            (Phase::Connecting, Level::Busy),
-            (Phase::Standby, Level::Busy),
-            (Phase::Stopping, Level::Busy),
-            (Phase::RedisLost, Level::Wrong),
-        ] {
-            assert_eq!(level(&evidence(phase)), expected, "{phase:?}");
-            let liveness = (false, "no progress: for 300 s\nit ended\n".to_owned());
-            let stuck = Evidence { liveness, ..evidence(phase) };
-            assert_eq!(level(&stuck), Level::Wrong);
-            let text = Verdict::of(&stuck).text;
-            assert_eq!(text, "walsweep makes no progress: for 300 s; it ended");
-        }
-        let trouble = |stops_ready| Trouble {
-            text: format!("stops: {stops_ready}"),
-            stops_ready,
-            section: "redis-refuses".to_owned(),
-            ..Trouble::default()
-        };
-        let troubles = [trouble(false)];
-        let one = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
-        assert_eq!(level(&one), Level::Attention);
-        let troubles = [trouble(false), trouble(true), trouble(false)];
-        let three = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
-        assert_eq!(level(&three), Level::Wrong);
-        assert_eq!(Verdict::of(&three).text, "stops: true (and 2 more)");
-        let sweeps = Evidence { troubles: &troubles, ..evidence(Phase::Sweeping("slot_created")) };
-        assert_eq!(level(&sweeps), Level::Wrong);
-        let lost = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
-        assert_eq!(Verdict::of(&lost).text, "nothing is removed: stops: true");
-    }
-
-    /// Beside the session that cannot be had it is told what to do with a slot that may be another
-    /// program's.
-    #[test]
-    fn a_session_that_a_slot_is_in_the_way_of_leads_to_the_slot() {
-        let session = |text: &str| Trouble {
-            text: text.to_owned(),
-            stops_ready: true,
-            section: section(&Topic::Session, text).to_owned(),
-            ..Trouble::default()
-        };
-        let owner = Trouble {
-            hint: Some("drop it".to_owned()),
-            section: section(&Topic::SlotOwner, "").to_owned(),
-            ..Trouble::default()
-        };
-        for (text, leads_to, hint) in [
-            (
-                "no session with postgres: slot `s` has to be made anew, and is not dropped: it \
-                 may be another program's",
-                "the-slot-keeps-wal",
-                Some("drop it"),
-            ),
-            (
-                "more than the 1 MB of `postgres.max_retained_wal`",
-                "the-slot-keeps-wal",
-                Some("drop it"),
-            ),
-            ("no session with postgres: connect", "not-ready", None),
-            (
-                "the session with postgres ended soon, again and again: stream from postgres: \
-                 terminating connection; trying again within 10 s",
-                "healthz-is-503",
-                None,
-            ),
-            (
-                "this process stood still for 84 s; since then the session with postgres ended: \
-                 the server closed the connection; trying again within 10 s",
-                "walsweep-does-not-start",
-                None,
-            ),
-            (
-                "a session stands, and counts once it has stood for 10 s: those before it ended \
-                 soon: stream from postgres",
-                "healthz-is-503",
-                None,
-            ),
-        ] {
-            let troubles = [session(text), owner.clone()];
-            let one = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
-            assert_eq!(level(&one), Level::Wrong);
-            let verdict = Verdict::of(&one);
-            assert_eq!(verdict.section.as_deref(), Some(leads_to), "{text}");
-            assert_eq!(verdict.hint.as_deref(), hint, "{text}");
-        }
-    }
-
-    /// Another walsweep works, whatever this one found when it had the slot; if none does, nobody
-    /// removes anything.
-    #[test]
-    fn one_that_stands_by_for_nobody_is_wrong() {
-        fn standby(troubles: &[Trouble]) -> Evidence<'_> {
-            Evidence { troubles, ..evidence(Phase::Standby) }
-        }
-        let trouble = |topic: &Topic| Trouble {
-            text: "it is so".to_owned(),
-            sql: Some("select 1".to_owned()),
-            stops_ready: true,
-            section: section(topic, "").to_owned(),
-            ..Trouble::default()
-        };
-        let mut troubles = vec![trouble(&Topic::Rule("a".into()))];
-        assert_eq!(level(&standby(&troubles)), Level::Busy);
-        troubles.push(trouble(&Topic::Holder));
-        assert_eq!(level(&standby(&troubles)), Level::Wrong);
-        let verdict = Verdict::of(&standby(&troubles));
-        assert_eq!(verdict.text, "nothing is removed: it is so");
-        assert_eq!(verdict.section.as_deref(), Some("the-stream-hangs"));
-        assert_eq!(verdict.sql.as_deref(), Some("select 1"));
-    }
-
-    #[test]
-    fn keys_that_wait_for_long_are_behind_and_second_removals_never() {
-        let wait = |stage: &str, seconds| Wait {
-            stage: stage.to_owned(),
-            count: 1,
-            oldest_seconds: Some(seconds),
-            ..Wait::default()
-        };
-        for (stage, seconds, expected) in [
-            ("gate", 6.0, Level::Attention),
-            ("pass", 6.0, Level::Attention),
-            ("pass", 4.0, Level::Well),
-            ("second", 60.0, Level::Well),
-        ] {
-            let waiting = [wait(stage, seconds)];
-            let one = Evidence { waiting: &waiting, ..evidence(Phase::Streaming) };
-            assert_eq!(level(&one), expected, "{stage} {seconds}");
-        }
-        for (seconds, expected) in [(4.0, Level::Well), (6.0, Level::Busy)] {
-            let one = Evidence { read_behind_seconds: seconds, ..evidence(Phase::Streaming) };
-            assert_eq!(level(&one), expected, "{seconds}");
-        }
-        for (seconds, expected) in [(60.5, Level::Well), (61.5, Level::Attention)] {
-            let one =
-                Evidence { oldest_unconfirmed_seconds: seconds, ..evidence(Phase::Streaming) };
-            assert_eq!(level(&one), expected, "{seconds}");
-        }
-    }
-
-    /// Redis refuses nothing there, and the section on what it refuses has no cure for them.
-    #[test]
-    fn a_line_of_sentinels_a_cluster_a_proxy_or_a_channel_leads_to_its_own_section() {
-        let (target, unknown) = (TargetId::FIRST, "sentinels-a-cluster-or-a-proxy");
-        let refused = || Topic::Refused(target, "item".into());
-        for (topic, text, leads_to) in [
-            (
-                Topic::Watermark(target),
-                "nothing is confirmed, for redis at a:1: nobody knows whether `a:1` is still the \
-                 primary of `cache`: `b:1` does not answer",
-                unknown,
-            ),
-            (
-                Topic::Watermark(target),
-                "nothing is confirmed, for redis at a:1: redis answered MOVED",
-                unknown,
-            ),
-            (
-                refused(),
-                "redis at a:1 gives no list of its keys (SCAN shows 21 of 64 not): 1 pattern of \
-                 rule `item` cannot be looked for, and wait",
-                unknown,
-            ),
-            (
-                refused(),
-                "a part of redis is away: 1 key of rule `item` waits",
-                "redis-does-not-answer",
-            ),
-            (refused(), "redis refuses to remove keys of rule `item` (NOPERM)", "redis-refuses"),
-            (
-                Topic::Watermark(target),
-                "nothing is confirmed, for redis at a:1: redis answered OOM",
-                "redis-refuses",
-            ),
-            (
-                Topic::Publish(target),
-                "redis is not told of removals: redis answered NOPERM",
-                "caches-in-processes-are-not-told",
-            ),
-        ] {
-            assert_eq!(section(&topic, text), leads_to, "{text}");
-            assert!(runbook::sections().any(|one| one.anchor == leads_to), "{leads_to}");
-        }
-    }
-
-    #[test]
-    fn each_topic_has_a_section_of_the_runbook() {
-        let (name, target) = (|| "a".into(), TargetId::FIRST);
-        for topic in [
-            Topic::Session,
-            Topic::Holder,
-            Topic::Checks,
-            Topic::Rule(name()),
-            Topic::Wide(name()),
-            Topic::Refused(target, name()),
-            Topic::Redis(target),
-            Topic::RedisChecks(target),
-            Topic::Late(target),
-            Topic::Throttled(target),
-            Topic::Watermark(target),
-            Topic::Publish(target),
-            Topic::Replica(name()),
-            Topic::Fence,
-            Topic::Lookup(name()),
-            Topic::Untried(name()),
-            Topic::Watch,
-            Topic::Slot,
-            Topic::SlotOwner,
-            Topic::NewSlot,
-            Topic::Doubted(target),
-            Topic::Audit,
-            Topic::Reload,
-        ] {
-            for text in ["is lost", "refuses removals", "there is no publication"] {
-                let anchor = section(&topic, text);
-                let mut sections = runbook::sections();
-                assert!(sections.any(|one| one.anchor == anchor), "{topic:?}: {anchor}");
-            }
-        }
     }
 }
