@@ -288,7 +288,13 @@ impl Needs {
         let is_error = !rights.is_empty();
         rights.extend(info.then(|| "+info".to_owned()));
         let severity = if is_error { Severity::Error } else { Severity::Warning };
-        let finding = Finding { severity, ..self.lacks(&rights, with_keys) };
+        let mut finding = Finding { severity, ..self.lacks(&rights, with_keys) };
+        // Redis looks at the command first, and EVAL is what keys are asked by.
+        if !with_keys && rights.iter().any(|right| right == "+eval") {
+            let cure = self.cure(false);
+            finding =
+                finding.hint(format!("{cure}; then run `walsweep check` again: {KEYS_LATER}"));
+        }
         (!rights.is_empty()).then_some(finding)
     }
 
@@ -405,6 +411,9 @@ struct Missing {
     /// Whether there is no SCAN.
     scan: bool,
 }
+
+/// Words about a user who may run no command, so that nobody knows which keys he may name.
+const KEYS_LATER: &str = "which keys it may name shows only once it has the commands";
 
 impl Missing {
     /// Notes the right that is why a command was refused; `false` if that is not why.

@@ -267,6 +267,27 @@ async fn a_user_that_is_gone_is_told_as_a_login_that_is_refused() {
     ready(&sidecar).await;
 }
 
+/// Which keys a user may name shows only once it may run a command, so that takes two lines.
+#[tokio::test]
+async fn a_user_without_any_right_has_all_after_the_lines_of_check() {
+    let bed = Bed::new(&[]).await;
+    admin(&bed.redis, "ACL SETUSER app reset on >x").await;
+    let redis_url = redis_url(&bed.redis);
+    let sidecar = Sidecar::new(Settings { redis_url, ..bed.settings() });
+    sidecar.setup();
+    for is_first in [true, false] {
+        let output = sidecar.command(&["check"]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.contains("then run `walsweep check` again"), is_first, "{said}");
+        let (_, after) = said.split_once("`acl setuser").unwrap_or_else(|| panic!("{said}"));
+        let line = after.split('`').next().unwrap();
+        admin(&bed.redis, &format!("ACL SETUSER{line}")).await;
+    }
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
 /// A session that begins looks for itself: what the one before it told is told no more.
 #[tokio::test]
 async fn what_was_wrong_with_redis_is_told_no_more_when_a_new_session_finds_it_right() {
