@@ -35,8 +35,8 @@ pub(super) struct Inside {
     /// How much a page may look at; away while pages are read.
     pace: Option<Pace>,
     pub(super) publisher: Arc<Publisher>,
-    /// The message that is being told.
-    told: Option<Arc<String>>,
+    /// The message that is being told, and whether Redis refused it before.
+    told: Option<(Arc<String>, bool)>,
     /// The last one that Redis refused, and when it is told again.
     refused: Option<(Arc<String>, Instant)>,
 }
@@ -224,11 +224,12 @@ impl State {
         now: Instant,
     ) -> Work<'a, Result<(), Error>> {
         let inside = &mut self.inside;
-        let message = inside.publisher.next().map(Arc::new).or_else(|| {
+        let next = inside.publisher.next().map(|message| (Arc::new(message), false));
+        let (message, is_again) = next.or_else(|| {
             let (message, _) = inside.refused.take_if(|(_, again)| *again <= now)?;
-            Some(message)
+            Some((message, true))
         })?;
-        inside.told = Some(Arc::clone(&message));
+        inside.told = Some((Arc::clone(&message), is_again));
         Some(Box::pin(async move { node.publish(&message).await }))
     }
 
@@ -254,8 +255,11 @@ impl State {
                 // What came to nothing in another way may have been told: each is told once.
                 let is_refused = matches!(error, Error::Refused(..));
                 let again = Instant::now() + PUBLISH_AGAIN;
-                self.inside.refused = told.filter(|_| is_refused).map(|told| (told, again));
-                metrics.published(false, dropped + 1);
+                // A message that is not told is one, however often it is tried.
+                let is_again = told.as_ref().is_some_and(|(_, is_again)| *is_again);
+                metrics.published(false, dropped + u64::from(!is_again));
+                let told = told.filter(|_| is_refused);
+                self.inside.refused = told.map(|(message, _)| (message, again));
                 self.count_error(error.kind());
                 let text = format!("{} is not told of removals: {error}", self.title);
                 let hint = "caches that listen to `redis.publish` keep old values until they \
