@@ -4,6 +4,7 @@
 //! - [`pipeline`]: the order of the stages;
 //! - `attempts`: when the next one is tried, and whether sessions get anywhere;
 //! - `course`: everything that one leaves for the next;
+//! - `ended`: the words for one that ended, or could not be had;
 //! - [`session`]: how one begins;
 //! - [`reload`]: a new configuration, between two sessions;
 //! - `redis_checks`: whether a start, or a reload, goes on with each Redis;
@@ -15,6 +16,7 @@
 
 mod attempts;
 mod course;
+mod ended;
 pub mod error;
 pub mod pipeline;
 pub mod program;

@@ -23,6 +23,7 @@ use crate::postgres::{Endpoint, History, Sql};
 use crate::preflight::{self, Fitness};
 use crate::run::attempts::{Attempts, Blame, LASTING};
 use crate::run::course::Course;
+use crate::run::ended::told;
 use crate::run::error::{Error, Verdict};
 use crate::run::pipeline::Outside;
 use crate::run::redis_checks;
@@ -36,7 +37,6 @@ use crate::source::between::{Between, has_heir};
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
-use crate::telemetry::standstill;
 use crate::telemetry::status::Facts;
 use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, Phase, Topic};
@@ -310,31 +310,17 @@ impl Program {
                 };
                 course.ended = error.in_words();
                 let still = self.health.standstill().lately().filter(|_| !error.is_intended());
-                let text = match still {
-                    // Whatever it waited for had no answer from it either.
-                    Some(still) => format!(
-                        "this process stood still for {} s; since then {what}{again}: {}{within}",
-                        still.as_secs(),
-                        course.ended
-                    ),
-                    None => format!("{what}{again}: {}{within}", course.ended),
-                };
+                let (text, cure) = told(&error, (&format!("{what}{again}"), &within), still);
                 tracing::debug!(wait = ?course.attempts.wait(), "{text}");
                 self.health.set(Phase::Connecting);
                 match &error {
                     Error::Source(source::Error::TablesChanged(_))
                         if !course.attempts.get_nowhere() =>
                     {
-                        let hint = error.hint();
-                        self.health.interruption(Topic::Session, &text, hint.as_deref());
+                        let hint = cure.hint.as_deref();
+                        self.health.interruption(Topic::Session, &text, hint);
                     }
-                    _ => {
-                        let mut cure = error.cure();
-                        if still.is_some() {
-                            cure.hint.get_or_insert_with(|| standstill::HINT.to_owned());
-                        }
-                        self.health.trouble_with(Topic::Session, &text, cure);
-                    }
+                    _ => self.health.trouble_with(Topic::Session, &text, cure),
                 }
                 self.health.gets_nowhere(course.attempts.get_nowhere());
                 self.health.sees_nothing();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 use super::{Ends, Stream};
 use crate::capture::Slot;
@@ -19,6 +19,7 @@ use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
 use crate::source;
 use crate::sweep::Event;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, Phase};
 
@@ -74,8 +75,10 @@ async fn stream_and_look(
         }
     });
     let metrics = Arc::new(Metrics::new(&[]));
-    let health = Health::new(Arc::clone(&metrics));
+    let health = Arc::new(Health::new(Arc::clone(&metrics)));
     health.set(Phase::Streaming);
+    let watched = Arc::clone(&health);
+    tokio::task::spawn_local(async move { watched.standstill().watch().await });
     let (_trigger, mut shutdown) = Shutdown::by_trigger();
     let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
     let run = Box::pin(stream.run((&health, &metrics), &mut shutdown));
@@ -106,6 +109,25 @@ async fn a_server_that_does_not_answer_when_asked_is_given_up() {
     let (ended, asked) = LocalSet::new().run_until(stream(false, TIMING.silence * 2)).await;
     assert!(matches!(ended, Some(Error::Source(source::Error::Silent(40..=42)))), "{ended:?}");
     assert!(asked.len() >= 3, "asked more than once: {asked:?}");
+}
+
+/// A process that stands still now and then would else never see that the server hangs.
+#[tokio::test(start_paused = true)]
+async fn a_standstill_forgives_the_server_no_silence() {
+    let still = Duration::from_secs(12);
+    let streamed = async {
+        tokio::task::spawn_local(async move {
+            sleep(TIMING.silence / 4).await;
+            advance(still).await;
+        });
+        stream_and_look(false, TIMING.silence + Duration::from_secs(3)).await
+    };
+    let (log, _guard) = Log::start();
+    let (ended, _, (readiness, _)) = LocalSet::new().run_until(streamed).await;
+    let stood = |line: &String| line.contains("this process stood still for 1");
+    assert!(log.lines().iter().any(stood), "{:?}", log.lines());
+    assert!(matches!(ended, Some(Error::Source(source::Error::Silent(40..=42)))), "{ended:?}");
+    assert!(readiness.contains("Postgres has sent nothing for 20 s"), "{readiness}");
 }
 
 /// Long before it is given up.

@@ -19,7 +19,8 @@ const GONE: [&str; 3] = ["there is no publication", "the slot is gone", "publica
 /// Words about sessions that began and ended.
 const SOON: &str = " ended soon";
 
-/// Words about a session that ended while this process was stopped.
+/// What a line begins with about a session that ended while this process was stopped. Further on
+/// in a line the same words stand beside an answer that has a cure of its own.
 const STOOD_STILL: &str = "this process stood still for";
 
 /// Words where Redis refuses nothing, and it is not known which server has the keys: of Sentinels,
@@ -227,7 +228,7 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         {
             "the-slot-keeps-wal"
         }
-        Topic::Session if text.contains(STOOD_STILL) => "walsweep-does-not-start",
+        Topic::Session if text.starts_with(STOOD_STILL) => "walsweep-does-not-start",
         // Its cure is with whoever ends them, not with a server that is away.
         Topic::Session if text.contains(SOON) => "healthz-is-503",
         Topic::Holder => HANGS,

@@ -142,6 +142,12 @@ fn a_session_that_a_slot_is_in_the_way_of_leads_to_the_slot() {
             None,
         ),
         (
+            "no session with postgres: log in: password authentication failed; trying again \
+             within 10 s; before that, this process stood still for 84 s",
+            "not-ready",
+            None,
+        ),
+        (
             "a session stands, and counts once it has stood for 10 s: those before it ended \
              soon: stream from postgres",
             "healthz-is-503",
