@@ -262,12 +262,17 @@ async fn a_parameter_that_fails_widens_its_own_keys_alone() {
     assert!(left(&bed, &keys).await.is_empty());
     assert_eq!(left(&bed, &others).await, others);
     sidecar.wait_log("SQLSTATE 22P02").await;
+    let errors = || bed.postgres.log().matches("invalid input syntax for type integer").count();
+    assert!((1..10).contains(&errors()), "the batch, and the row alone: {}", errors());
+    let before = errors();
     // That the query can be tried, every two to thirty seconds, says nothing of that row.
     let page = async || sidecar.get("/readyz").await.map(|(_, body)| body).unwrap_or_default();
     always(Duration::from_secs(32), "it is told", async || page().await.contains("22P02")).await;
     let body = page().await;
     assert!(body.contains("a value of a row does not fit the query"), "{body}");
     assert!(!body.contains("locks"), "{body}");
+    // A row that is asked again each second is an error a second in the server's log.
+    assert_eq!(errors(), before);
 }
 
 /// Orders with items, and the pages that are read by their user.

@@ -270,13 +270,13 @@ impl Rows {
         for at in over {
             self.health.over(&Topic::Lookup(Arc::clone(&self.all[at].name)));
         }
-        for (at, one) in failed {
+        for (at, failure) in failed {
             let name = &self.all[at].name;
             let refusal = self.refusals.get(&at).cloned();
             let lost = || self.loss.clone().map(Refusal::lost);
             let none = || Refusal::late(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()));
             let refusal = refusal.or_else(lost).unwrap_or_else(none);
-            self.failing.fails(at, one, refusal.is_of_a_value());
+            self.failing.fails(at, failure, refusal.is_of_a_value());
             let Refusal { cause, hint } = refusal;
             let text = format!("lookup `{name}` fails: {cause}; keys that name it are widened");
             self.health.trouble(Topic::Lookup(Arc::clone(name)), &text, Some(&hint));
@@ -294,6 +294,10 @@ impl Rows {
 
     async fn ask(&mut self, wanted: &[Wanted], answers: &mut Answers) -> Result<(), Lost> {
         let mut session = match self.session.take() {
+        // A lookup may be due to be over, and for that no session is made.
+        if wanted.is_empty() {
+            return;
+        }
             Some(session) => session,
             None => self.connect().await?,
         };

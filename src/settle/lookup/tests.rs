@@ -154,6 +154,21 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     assert!(health.readiness().1.contains("lookup `team` fails"), "{:?}", health.readiness());
 }
 
+/// A lookup that is over what failed is judged in a round without questions.
+#[tokio::test(start_paused = true)]
+async fn a_round_that_asks_nothing_makes_no_session() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable&connect_timeout=1");
+    let server = History { system_id: "7".to_owned(), timeline: 1 };
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+    let endpoint = Endpoint::parse(&url).unwrap();
+    let mut rows = Rows::new(endpoint, server, rules().lookups(), health);
+    let began = Instant::now();
+    LocalSet::new().run_until(rows.find(Vec::new())).await;
+    assert_eq!((began.elapsed(), rows.losses()), (Duration::ZERO, 0));
+}
+
 /// One bound for all, whenever they come: what comes while others are asked for waits no longer.
 #[tokio::test(start_paused = true)]
 async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
