@@ -112,6 +112,8 @@ codes! {
         "create an index that the query can use";
     LookupSql, "lookup_sql",
         "write one SELECT that finds its row by `$1`, `$2` and so on";
+    LookupTypes, "lookup_types",
+        "cast in the query, so that it takes each value of the column";
     LookupWrites, "lookup_writes",
         "a lookup only reads: take out what writes";
     Narrowed, "narrowed",
@@ -336,6 +338,7 @@ impl Code {
                 | Code::LookupPrivilege
                 | Code::LookupSlow
                 | Code::LookupSql
+                | Code::LookupTypes
                 | Code::LookupWrites
         )
     }

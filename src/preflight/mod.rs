@@ -11,9 +11,10 @@
 //! on one (`slot_standby`). From it and the rules follows how the database is to be (`wanted`);
 //! `server`, `slot`, `publication`, `tables`, `identity`, `partitions` and `condition` tell what
 //! differs from that, with the steps that lead there (`difference`), and ask nothing more. Rules of
-//! materialized views need another one (`views`), `lookups` tries each query, `lookup_index` looks
-//! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are,
-//! and whether the stream tells them as they were.
+//! materialized views need another one (`views`), `lookups` tries each query, `lookup_types`
+//! compares what it takes with the columns, `lookup_index` looks for an index for it, `reads` asks
+//! what its answers depend on, and `keyed` whose rows they are, and whether the stream tells them
+//! as they were.
 //!
 //! An error is about everything, or about some rules ([`Scope`]): those are suspended, and the
 //! others go on. What is judged of rules before the start is judged again while it runs
@@ -36,6 +37,7 @@ mod grants;
 mod identity;
 mod keyed;
 mod lookup_index;
+mod lookup_types;
 mod lookups;
 mod memory;
 mod narrowed;
@@ -223,6 +225,7 @@ pub async fn postgres(config: &Config, rules: &Rules, client: &Client) -> Result
     findings.extend(views::check(config, client).await?);
     let tried = trials(config, rules, client).await?.into_iter().filter_map(Trial::finding);
     findings.extend(grants::check(&context, tried.collect(), client).await?);
+    findings.extend(lookup_types::check(&context, client).await?);
     // To plan a query runs functions that call themselves immutable.
     if lookups::is_own_login(config, client).await? {
         findings.extend(lookup_index::check(rules, client).await?);

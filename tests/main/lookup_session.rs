@@ -230,3 +230,50 @@ async fn what_a_comment_of_a_query_names_is_not_to_be_granted() {
     }
     assert!(!said.contains("\"hidden\""), "{said}");
 }
+
+/// A column whose values the query may not take is told of before the first of them comes.
+#[tokio::test]
+async fn a_parameter_of_another_type_than_its_column_is_warned_of_and_the_cure_is_none() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create domain short as varchar(20);
+             create table team (id int primary key, code text, name text);
+             create table game (id bigint primary key, slug short, number smallint);
+             alter table game replica identity full",
+        )
+        .await;
+    let warned = |lookups: [(&str, &str); 3]| {
+        let lookup = |(at, (query, param)): (usize, &(&str, &str))| {
+            format!("[lookup.team{at}]\nsql = \"{query}\"\nparams = [\"{param}\"]\n")
+        };
+        let rules: String = lookups.iter().enumerate().map(lookup).collect();
+        let keys = "[\"a:{team0.name}\", \"b:{team1.name}\", \"c:{team2.name}\"]";
+        let rules = format!("{rules}[[rule]]\nname = \"game\"\ntable = \"game\"\nkeys = {keys}\n");
+        let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+        sidecar.setup();
+        let output = sidecar.command(&["check"]);
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let said = warned([
+        ("select name from team where id = $1", "slug"),
+        ("select name from team where id = $1::int", "id"),
+        ("select name from team where id = $1", "number"),
+    ]);
+    assert_eq!(said.matches("warning[lookup_types]").count(), 2, "{said}");
+    for part in [
+        "lookup `team0` takes `$1` for int4, and `slug` of `public.game` is varchar",
+        "`where id::text = $1`",
+        "lookup `team1` takes `$1` for int4, and `id` of `public.game` is int8",
+        "`$1::int8`",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said = warned([
+        ("select name from team where id::text = $1", "slug"),
+        ("select name from team where id = $1::int8", "id"),
+        ("select name from team where code = $1", "number"),
+    ]);
+    assert!(!said.contains("lookup_types"), "{said}");
+}

@@ -60,14 +60,17 @@ impl Refusal {
         Refusal { cause: cause.into(), hint: WRONG_HINT.to_owned() }
     }
 
-    /// For an error with this SQLSTATE.
-    fn of_code(code: &str) -> Refusal {
+    /// For an error with this SQLSTATE; `params` says what stands in the query's parameters.
+    fn of_code(code: &str, params: &str) -> Refusal {
         // The message may quote a value (I9); its code does not.
         let cause = format!("SQLSTATE {code}");
         match code {
             LOCK_TIMEOUT => Refusal::late(format!("{cause} (a lock is in the way)")),
             STATEMENT_TIMEOUT => Refusal::late(format!("{cause} (it takes too long)")),
-            _ if cause.starts_with(OF_A_VALUE) => Refusal { cause, hint: VALUE_HINT.to_owned() },
+            _ if cause.starts_with(OF_A_VALUE) => {
+                let cause = if params.is_empty() { cause } else { format!("{cause} ({params})") };
+                Refusal { cause, hint: VALUE_HINT.to_owned() }
+            }
             _ => Refusal::wrong(cause),
         }
     }
@@ -88,7 +91,7 @@ impl Refusal {
     ) -> Result<Refusal, tokio_postgres::Error> {
         match server.code.as_str() {
             DENIED => denied(&server.message, (asked, role), sql).await,
-            code => Ok(Refusal::of_code(code)),
+            code => Ok(Refusal::of_code(code, asked.params())),
         }
     }
 }
@@ -131,9 +134,10 @@ mod tests {
             ("55P03", LATE_HINT, false),
             ("42P01", WRONG_HINT, false),
         ] {
-            let refusal = Refusal::of_code(code);
+            let refusal = Refusal::of_code(code, "`$1` is `slug`");
             assert_eq!((refusal.hint.as_str(), refusal.is_of_a_value()), (hint, is_of_a_value));
             assert!(refusal.cause.contains(code));
+            assert_eq!(refusal.cause.contains("`slug`"), is_of_a_value, "{code}");
             assert_eq!(refusal.hint.contains("locks"), hint == LATE_HINT, "{code}");
         }
         assert_eq!(Refusal::lost("closed".to_owned()).hint, LOST_HINT);

@@ -65,6 +65,8 @@ pub(super) struct Asked {
     name: Arc<str>,
     /// The query, without a semicolon.
     pub(super) query: String,
+    /// The columns that give its parameters, in words.
+    params: String,
     /// The columns of its rows that keys name, as text.
     columns: String,
     pub(super) rows: LookupRows,
@@ -78,9 +80,12 @@ impl Asked {
             render(include_str!("../../../sql/lookup_column.sql"), &values)
         };
         let columns: Vec<String> = lookup.columns.iter().map(|one| column(&one.value)).collect();
+        let params = lookup.params.iter().enumerate();
+        let params = params.map(|(at, param)| format!("`${}` is `{}`", at + 1, param.value));
         Asked {
             name: lookup.name.as_str().into(),
             query: lookup.query().to_owned(),
+            params: params.collect::<Vec<_>>().join(", "),
             columns: columns.join(", "),
             rows: lookup.rows,
             limit: lookup.limit,
@@ -90,6 +95,11 @@ impl Asked {
     /// Its name.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Says which columns give its parameters.
+    pub(super) fn params(&self) -> &str {
+        &self.params
     }
 
     /// The most rows that an answer may have.
@@ -284,6 +294,10 @@ impl Rows {
     }
 
     async fn find_all(&mut self, wanted: &[Wanted], answers: &mut Answers) {
+        // A lookup may be due to be over, and for that no session is made.
+        if wanted.is_empty() {
+            return;
+        }
         while let Err(error) = self.ask(wanted, answers).await {
             (self.session, self.losses) = (None, self.losses + 1);
             tracing::debug!(%error, "the session of a lookup is lost");
@@ -294,10 +308,6 @@ impl Rows {
 
     async fn ask(&mut self, wanted: &[Wanted], answers: &mut Answers) -> Result<(), Lost> {
         let mut session = match self.session.take() {
-        // A lookup may be due to be over, and for that no session is made.
-        if wanted.is_empty() {
-            return;
-        }
             Some(session) => session,
             None => self.connect().await?,
         };
