@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use walsweep::config;
+use walsweep::sweep::{Error, Kind, Node, Primary, ScanCall, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{
@@ -247,6 +249,33 @@ async fn a_server_that_is_away_holds_up_its_own_keys_and_is_swept_when_it_is_bac
     sidecar.wait_ready().await;
     shop.bed.settled().await;
     assert_eq!(unproven(&sidecar).await, 1, "for the connection after it was back");
+}
+
+/// A pass that finds a server away waits for it: no key was tried that could show it to be back.
+#[tokio::test]
+async fn a_server_that_scan_misses_is_back_when_scan_finds_it() {
+    let mut shop = Shop::start(2, Tricks::SERVERLESS).await;
+    let node = Standalone::new(&config::Redis::at(&shop.endpoint.url()), "test");
+    node.connect().await.unwrap();
+    let pass = async || {
+        let mut cursor = 0;
+        while {
+            let call = ScanCall { cursor, count: 100, pattern: None };
+            cursor = node.scan(&call).await?.cursor;
+            cursor != 0
+        } {}
+        Ok::<(), Error>(())
+    };
+    pass().await.unwrap();
+    shop.servers[1].kill9().await.unwrap();
+    for _ in 0..3 {
+        assert!(matches!(pass().await, Err(Error::Refused(..))));
+        assert!(node.away().is_some());
+        node.keep_alive().await.unwrap();
+    }
+    shop.servers[1].start_again().await.unwrap();
+    pass().await.unwrap();
+    assert_eq!(node.keep_alive().await.unwrap_err().kind(), Kind::Swapped, "it may lack removals");
 }
 
 /// The server that has the watermark is away when a connection is made: keys of the others go.

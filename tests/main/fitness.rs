@@ -311,20 +311,38 @@ async fn what_was_wrong_with_redis_is_told_no_more_when_a_new_session_finds_it_r
 async fn only_a_server_that_nobody_else_names_is_refused_as_a_replica() {
     let server = redis_with(&["--replicaof", "127.0.0.1 1"]).await;
     let code = async |mode: &str| {
-        let text = format!(
-            "[postgres]\nurl = \"postgres://u@127.0.0.1/d\"\n[redis]\nurl = \"{}\"\n\
-             mode = \"{mode}\"\n[[rule]]\nname = \"r\"\ntable = \"public.t\"\nkeys = [\"k\"]\n",
-            server.url()
-        );
-        let parsed = config::parse(&text, &|_name| None, Path::new("."));
-        let config = parsed.config.unwrap();
-        let target = config.targets().next().unwrap();
-        let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
         let mut connection = server.connect().await.unwrap();
-        let (findings, _) = Fitness::new(target, health).refusals(&mut connection).await;
+        let (findings, _) = fitness(&server.url(), mode).refusals(&mut connection).await;
         findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>()
     };
     assert!(code("standalone").await.contains(&"redis_replica"));
     let of_cluster = code("cluster").await;
     assert_eq!(of_cluster, ["redis_cluster"], "it is none of a cluster, either");
+}
+
+fn fitness(url: &str, mode: &str) -> Fitness {
+    let text = format!(
+        "[postgres]\nurl = \"postgres://u@127.0.0.1/d\"\n[redis]\nurl = \"{url}\"\n\
+         mode = \"{mode}\"\n[[rule]]\nname = \"r\"\ntable = \"public.t\"\nkeys = [\"k\"]\n"
+    );
+    let parsed = config::parse(&text, &|_name| None, Path::new("."));
+    let config = parsed.config.unwrap();
+    let target = config.targets().next().unwrap();
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
+    Fitness::new(target, health)
+}
+
+/// A node that became a replica is not used, and nobody has to cure that.
+#[tokio::test]
+async fn a_node_of_a_cluster_that_became_a_replica_is_left_and_not_told() {
+    let options = ClusterOptions { primaries: 3, replicas: 1, node: RedisOptions::default() };
+    let cluster = Cluster::start(options).await.unwrap();
+    for (at, left) in [(0, None), (3, Some("it is a replica by now"))] {
+        let node = cluster.node(at).unwrap();
+        let fitness = fitness(&node.url(), "cluster");
+        let (findings, _) = fitness.refusals(&mut node.connect().await.unwrap()).await;
+        assert!(findings.is_empty(), "{findings:?}");
+        let looked = fitness.look(node.connect().await.unwrap()).await;
+        assert_eq!(looked.err().as_deref(), left);
+    }
 }

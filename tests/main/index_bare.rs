@@ -10,7 +10,9 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 use walsweep::config::{self, Config};
 use walsweep::keys::{KeySet, Rules};
-use walsweep::sweep::{Kind, Node, Page, Primary, Removes, ScanCall, Scanned, Standalone};
+use walsweep::sweep::{
+    Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned, Standalone,
+};
 use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
 use crate::support::trickle;
@@ -19,7 +21,7 @@ use crate::support::trickle;
 const MANY: usize = 10_200;
 
 /// A target of these words, and the pattern `list:*`.
-fn lists(target: &str) -> (config::Redis, KeySet) {
+pub(crate) fn lists(target: &str) -> (config::Redis, KeySet) {
     let text = format!(
         "[postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n[redis]\n{target}\n\
          [[rule]]\nname = \"list\"\ntable = \"item\"\nkeys = [\"list:{{team}}*\"]\n"
@@ -29,7 +31,7 @@ fn lists(target: &str) -> (config::Redis, KeySet) {
 }
 
 /// Looks through all keys of a server.
-async fn scan(server: &impl Primary) {
+pub(crate) async fn scan(server: &impl Primary) {
     let mut cursor = 0;
     while {
         let call = ScanCall { cursor, count: 1_000, pattern: None };
@@ -207,6 +209,50 @@ async fn a_flush_while_the_first_scan_runs_leaves_no_index() {
     assert_eq!(bare.known().await.unwrap(), bare.live().await);
     let () = flush.query_async(&mut other).await.unwrap();
     assert_eq!(bare.known().await, None, "nor is there one after it");
+}
+
+/// The answer to a PING overtakes the name of a write that ran before it in one turn of Redis.
+#[tokio::test]
+async fn a_name_that_an_answer_overtakes_is_waited_for() {
+    let redis = Redis::start(RedisOptions::default().debug().unwrap()).await.unwrap();
+    let port = trickle(redis.port()).await;
+    let bare = Bare::at(redis, &format!("redis://127.0.0.1:{port}")).await;
+    bare.scan().await;
+    let mut sleeper = bare.redis.connect().await.unwrap();
+    for round in 0..3 {
+        let name = format!("list:{round}");
+        let nap = async {
+            cmd("DEBUG").arg("SLEEP").arg("0.3").exec_async(&mut sleeper).await.unwrap();
+        };
+        let write = async {
+            sleep(Duration::from_millis(50)).await;
+            bare.set([&name]).await;
+        };
+        let fence = async {
+            sleep(Duration::from_millis(150)).await;
+            bare.node.fence().await.unwrap();
+            bare.node.list(b"", None, usize::MAX).unwrap()
+        };
+        let ((), (), known) = tokio::join!(nap, write, fence);
+        assert!(known.contains(&name.clone().into_bytes()), "round {round}: {known:?}");
+    }
+}
+
+/// Another database may have come in the place of this one, with keys of its own.
+#[tokio::test]
+async fn a_watermark_of_somebody_else_leaves_no_index() {
+    let bare = Bare::new().await;
+    assert_eq!(bare.node.watermark().await.unwrap(), None);
+    let replace = async |expected: Option<&[u8]>| {
+        bare.node.replace_watermark(expected, b"own").await.unwrap()
+    };
+    assert_eq!(replace(None).await, Replaced::Yes);
+    bare.scan().await;
+    assert_eq!(replace(Some(b"own")).await, Replaced::Yes);
+    assert_eq!(bare.known().await, Some(BTreeSet::new()));
+    bare.run("SET walsweep:test other").await;
+    assert_eq!(replace(Some(b"own")).await, Replaced::No(Some(b"other".to_vec())));
+    assert_eq!(bare.known().await, None);
 }
 
 /// Whatever bytes a name has: SCAN lists it, Redis tells it, and it is dropped with its key.

@@ -98,7 +98,7 @@ mod tests {
     use futures_util::FutureExt;
     use redis::{PushInfo, PushKind, Value};
 
-    use super::{Observer, Prefix, hear, tells_every_write, tracking};
+    use super::{Observer, Prefix, coop, hear, tells_every_write, tracking};
     use crate::config::{Fields, Located, Location, Redis, Rule};
     use crate::keys::{Pattern, Rules};
 
@@ -132,6 +132,25 @@ mod tests {
             (PushKind::Disconnection, vec![]),
         ] {
             assert_eq!(heard(kind.clone(), data), None, "{kind}");
+        }
+    }
+
+    /// Whoever else is on the thread of the connection gets a turn before more names are read.
+    #[tokio::test]
+    async fn many_names_use_up_what_a_task_may_do_in_one_turn() {
+        let rules = Rules::compile(&[Rule::for_tests("t", &["list:*"])]).unwrap();
+        let redis = Redis::at("redis://h");
+        let observer = Observer::new((&redis, "s"), (&rules.everything(), 1 << 20), None);
+        let tell = |names: usize| {
+            let names = (0..names).map(|at| Value::BulkString(format!("list:{at}").into_bytes()));
+            let data = vec![Value::Array(names.collect())];
+            hear(&observer, &Prefix::of(&redis), &PushInfo { kind: PushKind::Invalidate, data });
+            coop::has_budget_remaining()
+        };
+        for _ in 0..2 {
+            assert!(tell(1), "one name is a small part of it");
+            assert!(!tell(1_000));
+            tokio::task::yield_now().await;
         }
     }
 

@@ -86,3 +86,103 @@ impl Pass {
         prefixes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::{Error, Node, Page, Pass, Primary, Scanned};
+    use crate::keys::Pattern;
+    use crate::sweep::redis::node::{Removes, Replaced, ScanCall};
+
+    /// A server whose index knows one key, and everything that is asked of it.
+    #[derive(Default)]
+    struct Asked {
+        asked: RefCell<Vec<&'static str>>,
+        /// Whether keys come to it while a pass runs.
+        gets_keys: bool,
+    }
+
+    impl Removes for Asked {
+        async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+            self.asked.borrow_mut().push(if groups.is_empty() { "count" } else { "unlink" });
+            Ok(groups.iter().map(|_| Some(1)).collect())
+        }
+
+        async fn fence(&self) -> Result<(), Error> {
+            self.asked.borrow_mut().push("fence");
+            Ok(())
+        }
+    }
+
+    impl Primary for Asked {
+        fn name(&self) -> &'static str {
+            "asked"
+        }
+
+        async fn scan(&self, _call: &ScanCall<'_>) -> Result<Page, Error> {
+            self.asked.borrow_mut().push("scan");
+            Ok(Page::default())
+        }
+
+        fn list(&self, _from: &[u8], after: Option<&[u8]>, _most: usize) -> Option<Vec<Vec<u8>>> {
+            self.asked.borrow_mut().push("list");
+            Some(if after.is_none() { vec![b"list:1".to_vec()] } else { Vec::new() })
+        }
+
+        async fn ping(&self) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    impl Node for Asked {
+        type Primary<'a> = &'a Asked;
+
+        fn name(&self) -> &'static str {
+            "asked"
+        }
+
+        async fn connect(&self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Asked>, Error> {
+            let first = scanned.once(self);
+            Ok(if self.gets_keys { vec![self] } else { first })
+        }
+
+        async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
+            Ok(None)
+        }
+
+        async fn replace_watermark(
+            &self,
+            _expected: Option<&[u8]>,
+            _value: &[u8],
+        ) -> Result<Replaced, Error> {
+            Ok(Replaced::Yes)
+        }
+    }
+
+    async fn removed(asked: &Asked) -> Option<u64> {
+        let pass = Pass::new(vec![Pattern::parse(b"list:*")]);
+        let progress = pass.by_index(asked, || |_: &_| ()).await.unwrap();
+        progress.map(|progress| progress.removed.iter().sum())
+    }
+
+    /// Before the names are asked for, all that are on their way have come; at the end it is asked
+    /// again whether it was that server all the while.
+    #[tokio::test]
+    async fn a_fence_stands_before_the_names_and_behind_the_removals() {
+        let asked = Asked::default();
+        assert_eq!(removed(&asked).await, Some(1));
+        let steps = asked.asked.take();
+        assert_eq!(steps, ["fence", "list", "unlink", "list", "count", "fence"]);
+    }
+
+    /// The index need not know keys that came with a slot.
+    #[tokio::test]
+    async fn where_keys_came_meanwhile_the_pass_is_not_all() {
+        assert_eq!(removed(&Asked { gets_keys: true, ..Asked::default() }).await, None);
+    }
+}

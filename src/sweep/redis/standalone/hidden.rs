@@ -328,3 +328,35 @@ fn of_one(error: &RedisError) -> Error {
         class => class,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Endpoint, Hidden, SAMPLES_MAX, Value};
+    use redis::parse_redis_value;
+
+    /// A cursor may be any text, and is of the pass that got it last.
+    #[test]
+    fn a_number_stands_for_the_last_cursor_alone() {
+        let hidden = Hidden::new(Endpoint::default());
+        let first = hidden.keep(b"of the first".to_vec());
+        assert_eq!(hidden.cursor(first).unwrap(), b"of the first");
+        assert_eq!(hidden.cursor(0).unwrap(), b"0");
+        let second = hidden.keep(b"of the second".to_vec());
+        assert!(hidden.cursor(first).is_err(), "another pass has begun since");
+        assert_eq!(hidden.cursor(second).unwrap(), b"of the second");
+        assert_eq!(hidden.keep(b"0".to_vec()), 0);
+    }
+
+    /// Of all keys that wait, some show whether their servers are back.
+    #[test]
+    fn few_names_are_kept_of_many_that_wait() {
+        let hidden = Hidden::new(Endpoint::default());
+        let gone: Value = parse_redis_value(b"-UPSTREAM no server\r\n").unwrap();
+        for number in 0..1_000 {
+            let name = format!("item:{number}");
+            assert_eq!(hidden.removed(name.as_bytes(), gone.clone()).unwrap(), None);
+        }
+        assert_eq!(hidden.samples.borrow().len(), SAMPLES_MAX);
+        assert!(hidden.away().unwrap().contains("UPSTREAM"));
+    }
+}
