@@ -4,6 +4,7 @@
 
 mod binary;
 mod cluster;
+mod cluster_bare;
 mod cluster_index;
 mod by_hand;
 mod cached;

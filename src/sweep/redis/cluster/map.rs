@@ -202,6 +202,11 @@ impl Map {
         self.primaries.get(id).is_some_and(|one| !one.slots.is_empty())
     }
 
+    /// How many primaries have slots.
+    pub(super) fn with_slots(&self) -> usize {
+        self.primaries.values().filter(|one| !one.slots.is_empty()).count()
+    }
+
     /// Whether a primary lacks slots that it had in a map before.
     pub(super) fn lacks(&self, before: &Map, id: &str) -> bool {
         let slots = |map: &Map| map.primaries.get(id).map(|one| one.slots.clone());
@@ -277,6 +282,54 @@ mod tests {
         assert_eq!(map.primaries.len(), 4, "one without slots is one");
         // Nobody speaks for it: what others know of the greatest epoch counts.
         assert!(map.primaries["ccc"].is_away && slots("fff").is_empty());
+    }
+
+    /// Others may not have heard yet of what it has, and never hear of what is on its way.
+    #[test]
+    fn of_itself_a_node_is_believed_first_whoever_speaks_before_it() {
+        let other = |epoch| {
+            let aaa = format!("aaa 127.0.0.1:7000@17000 master - 0 0 {epoch} connected 0-99\n");
+            [&aaa, "bbb 127.0.0.1:7001@17001 myself,master - 0 0 2 connected 5461-10922\n"].concat()
+        };
+        for epoch in [3, 4, 9] {
+            let map = Map::of(&[members(&other(epoch), "h"), members(SAID, "h")]);
+            let aaa = &map.primaries["aaa"];
+            let told = (aaa.epoch, aaa.slots.to_string(), aaa.moving.to_string());
+            assert_eq!(told, (4, "0-5460,5462".to_owned(), "77,5463".to_owned()), "{epoch}");
+        }
+    }
+
+    /// Keys that come with a slot need not be told as those that are written: an index is lost.
+    #[test]
+    fn a_primary_may_have_more_if_it_got_slots_also_if_it_gave_them_away_before() {
+        let map = |epoch: u64, slots: &str| {
+            let line = format!("aaa 1.1.1.1:1@2 myself,master - 0 0 {epoch} connected {slots}\n");
+            Map::of(&[members(&line, "h")])
+        };
+        let before = map(4, "0-9");
+        for (now, may) in [
+            (map(4, "0-9"), false),
+            (map(4, "1-9"), false),
+            (map(4, "0-10"), true),
+            (map(4, "1-10"), true),
+            // They went and came back between two looks.
+            (map(5, "0-9"), true),
+        ] {
+            assert_eq!(now.may_have_more(&before, "aaa"), may, "{now:?}");
+        }
+        assert!(before.may_have_more(&Map::default(), "aaa"), "it is new");
+        assert!(!before.may_have_more(&before, "bbb"), "it is none");
+    }
+
+    /// The slots of its own keys are to stay with it.
+    #[test]
+    fn own_keys_are_in_slots_that_stay() {
+        let settled = |slots: &str| {
+            let line = format!("aaa 1.1.1.1:1@2 myself,master - 0 0 4 connected {slots}\n");
+            members(&line, "h")[0].settled().to_string()
+        };
+        assert_eq!(settled("0-9 [0->-bbb] [1->-bbb]"), "2-9");
+        assert_eq!(settled("0-1 [0->-bbb] [1->-bbb]"), "0-1", "there are no others");
     }
 
     #[test]

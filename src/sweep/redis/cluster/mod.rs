@@ -83,6 +83,8 @@ pub struct Cluster {
     known: RefCell<BTreeSet<Address>>,
     /// The ids of its primaries, when they were found last.
     members: RefCell<BTreeSet<String>>,
+    /// How many primaries have slots, as far as is known: they share the memory of names.
+    sharers: Cell<usize>,
     /// How nodes want to be reached, by id.
     addresses: RefCell<BTreeMap<String, Address>>,
     /// Held while the map is made anew: whoever else wants that waits for the outcome.
@@ -132,6 +134,7 @@ impl Cluster {
             guests: RefCell::default(),
             known: RefCell::default(),
             members: RefCell::default(),
+            sharers: Cell::new(1),
             addresses: RefCell::default(),
             asking: Mutex::new(()),
             asked_at: Cell::new(Instant::now()),
@@ -182,7 +185,7 @@ impl Cluster {
         };
         let node = match &self.index {
             Some((patterns, index_bytes, bytes)) => {
-                let primaries = self.members.borrow().len().max(1);
+                let primaries = self.sharers.get().max(1);
                 node.indexing(patterns.clone(), index_bytes / primaries, bytes / primaries)
             }
             None => node,
@@ -259,6 +262,7 @@ impl Cluster {
         // Of whoever gave slots away the history is still that of before.
         let gave = before.by_id.values().filter(|shard| map.lacks(&before.map, &shard.id));
         try_join_all(gave.map(|shard| shard.node.fence())).await?;
+        self.sharers.set(map.with_slots());
         let mut first = Vec::new();
         for primary in map.primaries.values().filter(|one| !one.slots.is_empty()) {
             let is_known = before.by_id.contains_key(&primary.id);

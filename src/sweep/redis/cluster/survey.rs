@@ -171,6 +171,7 @@ impl Cluster {
         let (mut by_id, mut failed) = (BTreeMap::<String, Rc<Shard>>::new(), None);
         for _ in 0..ROUNDS {
             let map = Map::of(&said);
+            self.sharers.set(map.with_slots());
             let new = self.unasked(&map, &by_id);
             if new.is_empty() {
                 let nothing = || Error::new(Kind::Io, "no primary has a slot".to_owned());
