@@ -6,7 +6,7 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 use super::redis_inside::{Inside, templates};
 use super::redis_keys::may_name;
 use super::redis_names::{acl_pattern, literal, sample, word};
-use super::{Code, Finding, Severity, redis_endpoint, redis_login};
+use super::{Code, Finding, redis_endpoint, redis_login};
 use crate::config::{Located, Mode, Target};
 use crate::sweep::redis::cluster;
 use crate::sweep::redis::connect::classify;
@@ -283,21 +283,6 @@ impl Needs {
 
     /// All rights that are missing, once, with the command that gives them. To lack INFO alone is
     /// a warning.
-    fn lacking(&self, missing: Missing) -> Option<Finding> {
-        let Missing { mut rights, with_keys, info, .. } = missing;
-        let is_error = !rights.is_empty();
-        rights.extend(info.then(|| "+info".to_owned()));
-        let severity = if is_error { Severity::Error } else { Severity::Warning };
-        let mut finding = Finding { severity, ..self.lacks(&rights, with_keys) };
-        // Redis looks at the command first, and EVAL is what keys are asked by.
-        if !with_keys && rights.iter().any(|right| right == "+eval") {
-            let cure = self.cure(false);
-            finding =
-                finding.hint(format!("{cure}; then run `walsweep check` again: {KEYS_LATER}"));
-        }
-        (!rights.is_empty()).then_some(finding)
-    }
-
     pub(super) fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
         let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
         let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
@@ -402,18 +387,15 @@ impl Needs {
 
 /// Rights that a user lacks, as ACL rules.
 #[derive(Default)]
-struct Missing {
-    rights: Vec<String>,
+pub(super) struct Missing {
+    pub(super) rights: Vec<String>,
     /// Whether one is a right to keys.
-    with_keys: bool,
+    pub(super) with_keys: bool,
     /// Whether INFO is refused.
-    info: bool,
+    pub(super) info: bool,
     /// Whether there is no SCAN.
     scan: bool,
 }
-
-/// Words about a user who may run no command, so that nobody knows which keys he may name.
-const KEYS_LATER: &str = "which keys it may name shows only once it has the commands";
 
 impl Missing {
     /// Notes the right that is why a command was refused; `false` if that is not why.

@@ -1,12 +1,32 @@
-//! Whether the user may name keys of rules, asked where he may not remove any.
+//! Rights that the user lacks: which keys of rules it may name, asked where it may remove none.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
 
-use super::redis::{Needs, SAMPLE_VALUES, is_about_key};
+use super::redis::{Missing, Needs, SAMPLE_VALUES, is_about_key};
 use super::redis_names::sample;
+use super::{Finding, Severity};
+
+/// Words about a user who may run no command, so that nobody knows which keys he may name.
+const KEYS_LATER: &str = "which keys it may name shows only once it has the commands";
 
 impl Needs {
+    /// That the user lacks rights, if he does, with the line that gives them.
+    pub(super) fn lacking(&self, missing: Missing) -> Option<Finding> {
+        let Missing { mut rights, with_keys, info, .. } = missing;
+        let is_error = !rights.is_empty();
+        rights.extend(info.then(|| "+info".to_owned()));
+        let severity = if is_error { Severity::Error } else { Severity::Warning };
+        let mut finding = Finding { severity, ..self.lacks(&rights, with_keys) };
+        // Redis looks at the command first, and EVAL is what keys are asked by.
+        if !with_keys && rights.iter().any(|right| right == "+eval") {
+            let cure = self.cure(false);
+            finding =
+                finding.hint(format!("{cure}; then run `walsweep check` again: {KEYS_LATER}"));
+        }
+        (!rights.is_empty()).then_some(finding)
+    }
+
     /// Whether the user may do nothing with keys of some rule, as far as that can be asked.
     pub(super) async fn is_denied_keys(&self, connection: &mut MultiplexedConnection) -> bool {
         for (_rule, template) in &self.templates {

@@ -94,7 +94,8 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             slot_on: walsweep::config::SlotOn::Primary,
             probe: false,
         },
-        redis: vec![walsweep::config::Redis::at("redis://127.0.0.1/0")],
+        // Nobody listens there, whatever else runs on this machine.
+        redis: vec![walsweep::config::Redis::at("redis://127.0.0.1:1/0")],
         sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25, index: None },
         refill: Refill { window: Duration::from_secs(1), observe: false },
         http: Http { listen: None, keys: false },

@@ -19,7 +19,7 @@ const GONE: [&str; 3] = ["there is no publication", "the slot is gone", "publica
 /// Words about sessions that began and ended.
 const SOON: &str = " ended soon";
 
-/// What a line begins with about a session that ended while this process was stopped. Further on
+/// The beginning of a line about a session that ended while this process was stopped. Further on
 /// in a line the same words stand beside an answer that has a cure of its own.
 const STOOD_STILL: &str = "this process stood still for";
 
