@@ -80,8 +80,8 @@ impl Page {
             Page::Silent => (silent(), SILENT_HINT),
             Page::Answer(_) | Page::Nobody => (
                 "no walsweep answers there".to_owned(),
-                "start `walsweep run`, or name the configuration that it runs with; one whose \
-                 `http.listen` is to change needs a restart",
+                "start `walsweep run`, or name the configuration that it runs with by `--config`; \
+                 one whose `http.listen` is to change needs a restart",
             ),
         };
         let message = format!("ask at `http.listen` `{address}`: {what}");

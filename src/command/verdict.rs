@@ -29,8 +29,9 @@ impl Verdict {
         if report.findings().any(refuses) {
             let text = match has(report, Code::ListenRunning) {
                 false => "`walsweep run` would refuse to start".to_owned(),
-                true => "the walsweep that runs goes on; it needs this mended before a reload, or \
-                         before it connects again: a reload, or another `walsweep run`, refuses"
+                true => "the walsweep that runs goes on for now: mend this before it connects \
+                         again; until then it refuses a reload, and another `walsweep run` \
+                         refuses to start"
                     .to_owned(),
             };
             return Verdict { run: "refuse", text };
@@ -134,8 +135,9 @@ mod tests {
         check(vec![away(), stuck()], "wait", &both);
         let wrong = Finding::error(Code::SlotPlugin, "wrong");
         check(vec![active(), wrong.clone()], "refuse", "`walsweep run` would refuse to start");
-        let goes_on = "the walsweep that runs goes on; it needs this mended before a reload, or \
-                       before it connects again: a reload, or another `walsweep run`, refuses";
+        let goes_on = "the walsweep that runs goes on for now: mend this before it connects \
+                       again; until then it refuses a reload, and another `walsweep run` refuses \
+                       to start";
         check(vec![listens(), wrong], "refuse", goes_on);
     }
 

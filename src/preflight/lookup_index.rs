@@ -38,13 +38,13 @@ pub(super) async fn check(rules: &Rules, client: &Client) -> Result<Vec<Finding>
     let (mut findings, mut was_locked) = (Vec::new(), false);
     for (id, lookup) in (0..=u16::MAX).map(LookupId).zip(rules.lookups()) {
         client.batch_execute(&begin("read only", was_locked)).await?;
-        let outcome = one(lookup, client).await;
+        let mut is_made = false;
+        let outcome = one(lookup, client, &mut is_made).await;
         client.batch_execute("rollback").await?;
         was_locked |= outcome.as_ref().is_err_and(lookups::is_locked);
-        // No transaction takes it back, and it is there only if it was made.
-        match client.batch_execute(&format!("deallocate {NAME}")).await {
-            Err(error) if error.as_db_error().is_none() => return Err(error.into()),
-            Ok(()) | Err(_) => {}
+        // No transaction takes it back. The server logs an error for one that is not there.
+        if is_made {
+            client.batch_execute(&format!("deallocate {NAME}")).await?;
         }
         match outcome {
             Ok(finding) => {
@@ -57,11 +57,17 @@ pub(super) async fn check(rules: &Rules, client: &Client) -> Result<Vec<Finding>
     Ok(findings)
 }
 
-async fn one(lookup: &Lookup, client: &Client) -> Result<Option<Finding>, tokio_postgres::Error> {
+/// Finds what to say of one lookup, and whether its plan `is_made` on the server.
+async fn one(
+    lookup: &Lookup,
+    client: &Client,
+    is_made: &mut bool,
+) -> Result<Option<Finding>, tokio_postgres::Error> {
     client.batch_execute(AS_ROLE).await?;
     let params = client.prepare(lookup.query()).await?.params().len();
     let values = [("name", NAME), ("query", lookup.query())];
     client.batch_execute(&render(include_str!("../../sql/lookup_plan.sql"), &values)).await?;
+    *is_made = true;
     let arguments = vec!["null"; params].join(", ");
     let arguments = if params == 0 { arguments } else { format!("({arguments})") };
     let explain = format!("explain (format json, verbose, costs off) execute {NAME} {arguments}");

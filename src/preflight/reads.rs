@@ -62,6 +62,8 @@ pub(super) async fn look(
         client.batch_execute("rollback").await?;
         was_locked |= outcome.as_ref().is_err_and(lookups::is_locked);
         let refused = |error: tokio_postgres::Error| match error.as_db_error() {
+            // That it is locked is said of the lookup itself, and passes.
+            Some(_) if lookups::is_locked(&error) => Ok(Outcome::Unasked),
             Some(_) => Ok(Outcome::not_kept(message(&error))),
             None => Err(error),
         };

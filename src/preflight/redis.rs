@@ -284,9 +284,10 @@ impl Needs {
     /// All rights that are missing, once, with the command that gives them. To lack INFO alone is
     /// a warning.
     pub(super) fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
+        let with_channel = rights.iter().any(|right| right.starts_with('&'));
         let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
         let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
-        Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
+        Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys, with_channel))
     }
 
     fn commands(&self, watermark: &str, endpoint: Endpoint) -> Vec<(&'static str, Cmd)> {
@@ -337,13 +338,15 @@ impl Needs {
         commands
     }
 
-    /// The command that gives every right. Redis takes no key after the right to all keys, so they
-    /// are left out where it is not they that are missing.
-    pub(super) fn cure(&self, with_keys: bool) -> String {
+    /// The command that gives every right. Redis takes no key after the right to all keys, and no
+    /// channel after that to all channels, so they are left out where it is not they that are
+    /// missing.
+    pub(super) fn cure(&self, with_keys: bool, with_channel: bool) -> String {
         let (commands, keys) = &self.acl;
+        let channel = if with_channel { self.inside.channel() } else { String::new() };
         match with_keys {
-            true => format!("`{commands}{keys}`{}", self.inside.members()),
-            false => format!("`{commands}`"),
+            true => format!("`{commands}{channel}{keys}`{}", self.inside.members()),
+            false => format!("`{commands}{channel}`"),
         }
     }
 
@@ -353,7 +356,9 @@ impl Needs {
         let (commands, keys) = &self.acl;
         let named = format!("acl setuser {}", self.user);
         let rights = commands.strip_prefix(&named).unwrap_or(commands);
-        format!("`{named} on '>PASSWORD'{rights}{keys}`")
+        let channel = self.inside.channel();
+        let none = if channel.is_empty() { "" } else { " resetchannels" };
+        format!("`{named} on '>PASSWORD'{rights}{none}{channel}{keys}`")
     }
 
     /// The rules whose keys the user may not remove, asked for one key of every template.
@@ -379,7 +384,7 @@ impl Needs {
                     self.user, template.value
                 );
                 let finding = Finding::error(Code::RedisKeyPermission, message).at(&template.at);
-                (rule.clone(), finding.hint(self.cure(true)))
+                (rule.clone(), finding.hint(self.cure(true, false)))
             })
             .collect()
     }

@@ -7,8 +7,8 @@ use super::redis::{Missing, Needs, SAMPLE_VALUES, is_about_key};
 use super::redis_names::sample;
 use super::{Finding, Severity};
 
-/// Words about a user who may run no command, so that nobody knows which keys he may name.
-const KEYS_LATER: &str = "which keys it may name shows only once it has the commands";
+/// Words about a user who lacks commands, so that nobody knows which keys or channels he may name.
+const NAMES_LATER: &str = "what it may name shows only once it has the commands";
 
 impl Needs {
     /// That the user lacks rights, if he does, with the line that gives them.
@@ -18,11 +18,13 @@ impl Needs {
         rights.extend(info.then(|| "+info".to_owned()));
         let severity = if is_error { Severity::Error } else { Severity::Warning };
         let mut finding = Finding { severity, ..self.lacks(&rights, with_keys) };
-        // Redis looks at the command first, and EVAL is what keys are asked by.
-        if !with_keys && rights.iter().any(|right| right == "+eval") {
-            let cure = self.cure(false);
+        // Redis looks at the command first. EVAL is what keys are asked by, and PUBLISH shows the
+        // channel.
+        let has = |begin: &str| rights.iter().any(|right| right.starts_with(begin));
+        if !with_keys && has("+eval") || has("+publish") {
+            let cure = self.cure(with_keys, has("&"));
             finding =
-                finding.hint(format!("{cure}; then run `walsweep check` again: {KEYS_LATER}"));
+                finding.hint(format!("{cure}; then run `walsweep check` again: {NAMES_LATER}"));
         }
         (!rights.is_empty()).then_some(finding)
     }

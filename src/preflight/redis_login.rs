@@ -24,7 +24,7 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
     let finding = of_target(target, Finding::error(Code::RedisLogin, error.refusal()?));
     Some(match error {
         ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
-            finding.hint(Needs::of(target).cure(false))
+            finding.hint(Needs::of(target).cure(false, false))
         }
         // Redis says the same of a wrong password, of a user that is not there, and of one that is
         // off.
@@ -36,8 +36,8 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
                 return Some(finding.hint(LOGIN_HINT));
             }
             let turns_on = format!(
-                "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
-                 in `redis-cli` makes it{}",
+                "if it is not there, {} in `redis-cli` makes it{}; if the user is off, `acl \
+                 setuser {user} on` turns it on",
                 needs.cure_anew(),
                 needs.inside.members()
             );

@@ -36,7 +36,7 @@ fn not_found(target: &Target, error: &Error) -> Finding {
         _ => Code::RedisCluster,
     };
     let cure = match error.kind() {
-        Kind::NoPerm => Some(format!("on every node: {}", Needs::of(target).cure(false))),
+        Kind::NoPerm => Some(format!("on every node: {}", Needs::of(target).cure(false, false))),
         Kind::Auth => {
             let needs = Needs::of(target);
             Some(format!(

@@ -201,6 +201,11 @@ impl State {
     }
 
     pub(super) fn say_lost(&self, error: &Error) {
+        if error.kind() == Kind::Auth {
+            // The line that mends rights of a user who is gone makes one without a password.
+            let topic = Topic::RedisChecks(self.target);
+            self.health.forget(|told| *told == topic);
+        }
         // Who has the login to mend need not look for a server that is down.
         let text = match error.kind() {
             Kind::Auth => format!("{} {REFUSES_LOGIN}; trying again: {error}", self.title),

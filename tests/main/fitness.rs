@@ -257,9 +257,15 @@ async fn a_user_that_is_gone_is_told_as_a_login_that_is_refused() {
     let redis_url = redis_url(&bed.redis);
     let sidecar = Sidecar::set_up(Settings { redis_url, ..bed.settings() }).await;
     bed.settled().await;
+    admin(&bed.redis, "ACL SETUSER app -incr").await;
+    admin(&bed.redis, "CLIENT KILL USER app").await;
+    not_ready(&sidecar, &["redis user `app` lacks `+incr`"]).await;
     // Its connections are ended, too.
     admin(&bed.redis, "ACL DELUSER app").await;
     not_ready(&sidecar, &["redis refuses walsweep's login", "makes the user again"]).await;
+    // That line would make a user who may not log in.
+    let (_, said) = sidecar.get("/readyz").await.unwrap();
+    assert!(!said.contains("lacks `+incr`"), "{said}");
     let said = text(&sidecar.command(&["status", "--json"]));
     let verdict = r#""text":"redis refuses walsweep's login"#;
     assert!(said.contains(verdict) && said.contains(r#""section":"redis-refuses""#), "{said}");

@@ -55,6 +55,13 @@ async fn what_setup_and_check_print_is_enough_for_every_option() {
     is_enough(&bed, "fields", |new| new.rules.push_str("fields = { \"h:{id}\" = [\"a\"] }\n"))
         .await;
     is_enough(&bed, "publish", |new| to(&mut new.redis, "publish = \"gone*\"")).await;
+    // A primary waits for more replicas before it sends the first its data.
+    eventually(PATIENCE, "the replica follows", async || {
+        let (mut info, mut cache) = (cmd("INFO"), bed.cache.clone());
+        let info: String = info.arg("replication").query_async(&mut cache).await.unwrap();
+        info.contains("state=online")
+    })
+    .await;
     is_enough(&bed, "replicas", |new| to(&mut new.redis, "wait_replicas = 1")).await;
     is_enough(&bed, "index", |new| to(&mut new.sweep, "index = true")).await;
     is_enough(&bed, "observe", |new| {

@@ -180,7 +180,8 @@ fn without_redis(evidence: &Evidence<'_>) -> Verdict {
 
 /// The verdict where the phase says nothing that matters more.
 fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
-    let worst = evidence.troubles.iter().max_by_key(|trouble| trouble.stops_ready);
+    // Of equals the first: so they stand in `/readyz`, what removes least at the beginning.
+    let worst = evidence.troubles.iter().rev().max_by_key(|trouble| trouble.stops_ready);
     if let Some(trouble) = worst {
         let level = if trouble.stops_ready { Level::Wrong } else { Level::Attention };
         let text = match evidence.troubles.len() - 1 {

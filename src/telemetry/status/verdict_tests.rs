@@ -60,6 +60,12 @@ fn the_verdict_says_the_worst() {
     let three = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
     assert_eq!(level(&three), Level::Wrong);
     assert_eq!(Verdict::of(&three).text, "stops: true (and 2 more)");
+    // The order is that of `/readyz`.
+    let first = Trouble { text: "the first".to_owned(), ..trouble(true) };
+    let troubles = [trouble(false), first, trouble(true)];
+    let two = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
+    assert_eq!(Verdict::of(&two).text, "the first (and 2 more)");
+    let troubles = [trouble(false), trouble(true), trouble(false)];
     let sweeps = Evidence { troubles: &troubles, ..evidence(Phase::Sweeping("slot_created")) };
     assert_eq!(level(&sweeps), Level::Wrong);
     let lost = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
