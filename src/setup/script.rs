@@ -29,6 +29,7 @@ pub async fn script(
     script.push_str(&by_hand("Before anything else, by hand", &first));
     let statements: Vec<Statement> =
         roles.into_iter().chain(over_what_is_written(config, statements)).collect();
+    script.push_str(&in_short(&statements));
     let steps: Vec<&Step> = statements.iter().map(|one| &one.step).collect();
     let owners = Owners::of(config, hands, &steps).await?;
     for (who, statements) in parts(&owners, &statements) {
@@ -54,6 +55,16 @@ pub async fn script(
     let optional: Vec<&Finding> = findings.iter().filter(is_optional).collect();
     script.push_str(&by_hand("Not needed, but", &optional));
     Ok(script)
+}
+
+/// The statements that the blocks below guard, for whoever has to allow them.
+fn in_short(statements: &[Statement]) -> String {
+    let of_tables = statements.iter().filter(|one| !one.step.does.is_of_slot());
+    let shown: Vec<String> = of_tables.map(|one| format!("\n    {};", one.step.brief())).collect();
+    if shown.is_empty() {
+        return String::new();
+    }
+    format!("\n{}", comment(&format!("In short, what is done below:\n{}", shown.concat())))
 }
 
 /// The statements, each of which writes the comment over what one before it has written: findings
@@ -121,7 +132,11 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
         let statement = Statement { step, why, is_needed: true, after };
         script.push_str(&part(config, &statement, false));
     }
-    let password = role::no_password(&config.postgres.endpoint.user);
+    let password = format!(
+        "{} A role that is there already wants another password than the configuration has: the \
+         same sets it.",
+        role::no_password(&config.postgres.endpoint.user)
+    );
     script.push_str(&format!("\n{}", comment(&password)));
     script.push_str(&tail());
     script

@@ -41,7 +41,7 @@ async fn a_publication_that_is_dropped_is_told_with_what_makes_it_again() {
     assert!(shown.contains("\n           sql: begin;\n           set local"), "{shown}");
     assert!(sidecar.command(&["status", "--alive"]).status.success(), "a restart cures nothing");
     let check = text(&sidecar.command(&["check"]));
-    assert!(check.contains("the walsweep that runs needs this mended"), "{check}");
+    assert!(check.contains("the walsweep that runs goes on for now: mend this"), "{check}");
     for told in [&body, &shown, &sidecar.log().join("\n")] {
         assert!(!told.contains("refused to start") && !told.contains(";;"), "{told}");
     }

@@ -65,6 +65,12 @@ fn psql(bed: &Bed, role: &str, script: &str) -> Output {
     psql.wait_with_output().unwrap()
 }
 
+/// The parts of a script, behind what it says in short at its head.
+fn without_summary(script: &str) -> &str {
+    let (_, rest) = script.split_once("-- In short").unwrap();
+    rest.split_once("\n\n").unwrap().1
+}
+
 /// `check`, `setup` and what it prints name the owner and the whole statement; run, it cures.
 #[tokio::test]
 async fn a_grant_of_connect_that_did_not_take_is_told_with_the_owner_and_the_statement() {
@@ -110,7 +116,8 @@ async fn a_grant_of_connect_that_did_not_take_is_told_with_the_owner_and_the_sta
     let output = sidecar.command(&["setup", "--print", "--as", &login(&bed, "clerk")]);
     assert!(output.status.success(), "{}", text(&output));
     let script = String::from_utf8(output.stdout).unwrap();
-    let (before, after) = script.split_once(CONNECT).unwrap_or_else(|| panic!("{script}"));
+    let parts = without_summary(&script);
+    let (before, after) = parts.split_once(CONNECT).unwrap_or_else(|| panic!("{script}"));
     assert!(before.contains("-- By `dba`, who owns database `shop`:\n"), "{script}");
     assert!(after.contains("-- By `clerk`, who owns table `public.item`:\n"), "{script}");
     let output = psql(&bed, "clerk", &script);
@@ -185,7 +192,8 @@ async fn who_may_not_grant_what_a_lookup_reads_changes_nothing_and_reads_who_may
         "-- By `clerk`, who owns table `public.cart`:\n",
         "create publication",
     ];
-    let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
+    let parts = without_summary(&script);
+    let at = |part: &str| parts.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
     assert!(heads.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{script}");
     let output = psql(&bed, "clerk", &script);
     assert!(text(&output).contains("no privileges were granted"), "{}", text(&output));
