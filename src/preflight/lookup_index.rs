@@ -43,8 +43,11 @@ pub(super) async fn check(rules: &Rules, client: &Client) -> Result<Vec<Finding>
         client.batch_execute("rollback").await?;
         was_locked |= outcome.as_ref().is_err_and(lookups::is_locked);
         // No transaction takes it back. The server logs an error for one that is not there.
-        if is_made {
-            client.batch_execute(&format!("deallocate {NAME}")).await?;
+        if is_made
+            && let Err(error) = client.batch_execute(&format!("deallocate {NAME}")).await
+            && error.as_db_error().is_none()
+        {
+            return Err(error.into());
         }
         match outcome {
             Ok(finding) => {
